@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rule
+
+import (
+	"time"
+
+	"criuhook/sockpeer"
+)
+
+// Action is what becomes of a connection.
+type Action uint8
+
+// Reconnect and Hangup let the dump go on, Refuse fails it, Wait lets the
+// application run on for a while and decides again.
+const (
+	Refuse Action = iota
+	Reconnect
+	Hangup
+	Wait
+)
+
+func (a Action) String() string {
+	switch a {
+	case Reconnect:
+		return "reconnect"
+	case Hangup:
+		return "hangup"
+	case Wait:
+		return "wait"
+	}
+	return "refuse"
+}
+
+// MarshalText makes an Action readable in JSON and YAML.
+func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// Absent is what a restore does when the daemon does not come.
+type Absent uint8
+
+// AbsentHangup: the application finds a dead connection. AbsentFail: the
+// restore fails.
+const (
+	AbsentHangup Absent = iota
+	AbsentFail
+)
+
+func (a Absent) String() string {
+	if a == AbsentFail {
+		return "fail"
+	}
+	return "hangup"
+}
+
+// MarshalText makes an Absent readable in JSON and YAML.
+func (a Absent) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// Rule says which connections, and what to do with them. A zero value of a
+// condition matches everything.
+type Rule struct {
+	Name      string
+	Path      string         // glob on the peer's name; "@…" for abstract names
+	Type      *sockpeer.Type // nil: any
+	Exe       string         // glob on the peer's executable
+	UID       *uint32        // nil: any
+	Direction sockpeer.Direction
+
+	Idle     Action // Reconnect, Hangup or Refuse
+	Busy     Action // Hangup, Refuse or Wait
+	Patience time.Duration
+	Prelude  string // "none", "sssd", "lwmsg", "dbus"
+	To       string // connect here instead; "": where it was
+	Timeout  time.Duration
+	Absent   Absent
+
+	// Why is shown by a refusal and by "criuhook rules".
+	Why string
+	// Source is the file and line of the rule, or "built-in".
+	Source string
+}
+
+// Set is everything the configuration says, in force and in order.
+type Set struct {
+	Rules   []Rule
+	Unknown Action // outbound without a rule: Refuse or Hangup
+	Inbound Action // inbound without a rule: Refuse or Hangup
+}
