@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockpeer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrListener: somebody else than expected listens at a name.
+var ErrListener = errors.New("the listener belongs to another user")
+
+// retryInterval is how often Connect tries again while a daemon is away.
+// There is no event for a socket file that is to come back with a listener.
+const retryInterval = 10 * time.Millisecond
+
+// Connector connects sockets as somebody else.
+type Connector struct {
+	// Root is the directory that paths start from, usually /proc/PID/root;
+	// a name that leads out of it by a link does not.
+	Root *os.File
+	// As is who connects.
+	As Identity
+	// ListenerUID is who must have called listen(); -1: anybody. Datagram
+	// sockets do not tell, see [DgramPeerUID].
+	ListenerUID int64
+}
+
+// Connect connects an existing, unconnected socket to a name, in place: the
+// open file description stays, with its flags, options and epoll
+// registrations. It tries until ctx ends while the name is missing, refuses
+// or has a full backlog; other errors are final.
+//
+// If the listener is not the expected one the error is [ErrListener] and the
+// socket is connected: a stream cannot be taken back, so it is shut down.
+func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name) error {
+	if to == "" {
+		return errors.New("connect a socket: the peer has no name")
+	}
+	restore, err := setNonblock(sock)
+	if err != nil {
+		return err
+	}
+	defer restore()
+
+	tick := time.NewTicker(retryInterval)
+	defer tick.Stop()
+	for {
+		err := c.As.Do(func() error { return c.connectOnce(sock, to) })
+		if err == nil {
+			break
+		}
+		if !comesBack(err) {
+			return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connect to %s as uid %d, until the time was over: %w", to, c.As.UID, err)
+		case <-tick.C:
+		}
+	}
+	return c.checkListener(sock, to)
+}
+
+// comesBack tells the errors of a daemon that is restarting or swamped.
+func comesBack(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
+}
+
+func (c *Connector) connectOnce(sock *Socket, to Name) error {
+	if to.Abstract() {
+		return connectRaw(sock.fd, to)
+	}
+	// The path is walked below Root with the identity's rights, then the
+	// socket file is named by a descriptor: no second walk, no limit of 108
+	// bytes, no chroot of our own.
+	fd, err := unix.Openat2(int(c.Root.Fd()), strings.TrimLeft(string(to), "/"), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT,
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return connectRaw(sock.fd, Name(fmt.Sprintf("/proc/thread-self/fd/%d", fd)))
+}
+
+func connectRaw(fd int, to Name) error {
+	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
+	if len(to) > len(sa.Path) || !to.Abstract() && len(to) == len(sa.Path) {
+		return fmt.Errorf("name of %d bytes: %w", len(to), unix.ENAMETOOLONG)
+	}
+	for i := range len(to) {
+		sa.Path[i] = int8(to[i])
+	}
+	n := unsafe.Offsetof(sa.Path) + uintptr(len(to))
+	if !to.Abstract() {
+		n++ // the final NUL
+	}
+	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), n)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+func (c *Connector) checkListener(sock *Socket, to Name) error {
+	if c.ListenerUID < 0 {
+		return nil
+	}
+	uid := int64(-1)
+	if t, err := sock.Type(); err != nil {
+		return err
+	} else if t == Dgram {
+		if uid, err = DgramPeerUID(sock); err != nil {
+			return fmt.Errorf("check who made %s: %w", to, err)
+		}
+	} else {
+		cred, err := unix.GetsockoptUcred(sock.fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return fmt.Errorf("check who listens at %s: %w", to, err)
+		}
+		uid = int64(cred.Uid)
+	}
+	if uid == c.ListenerUID {
+		return nil
+	}
+	if err := unix.Shutdown(sock.fd, unix.SHUT_RDWR); err != nil {
+		return fmt.Errorf("shut down a connection to a wrong listener: %w", err)
+	}
+	return fmt.Errorf("connect to %s: listens as uid %d, expected uid %d: %w", to, uid, c.ListenerUID, ErrListener)
+}
+
+// DgramPeerUID tells who made the socket that a datagram socket is connected
+// to, from sock_diag: datagram sockets have no SO_PEERCRED.
+func DgramPeerUID(sock *Socket) (int64, error) {
+	inode, err := sock.Inode()
+	if err != nil {
+		return -1, err
+	}
+	ns, err := socketNetns(sock)
+	if err != nil {
+		return -1, err
+	}
+	defer ns.Close()
+	d, err := dialDiag(ns)
+	if err != nil {
+		return -1, err
+	}
+	defer d.Close()
+	sk, err := d.one(inode)
+	if err != nil {
+		return -1, err
+	}
+	if sk == nil || sk.peer == 0 {
+		return -1, errors.New("sock_diag does not show its peer")
+	}
+	peer, err := d.one(sk.peer)
+	if err != nil {
+		return -1, err
+	}
+	if peer == nil {
+		return -1, errors.New("its peer is in another network namespace")
+	}
+	return peer.uid, nil
+}
+
+// Hangup makes an unconnected stream or seqpacket socket a dead connection:
+// EOF for readers, EPIPE for writers, as after the daemon's end. It connects
+// it in place to a listener that goes away at once. A datagram socket stays
+// unconnected: that is what it finds when its peer has gone.
+func Hangup(sock *Socket) error {
+	t, err := sock.Type()
+	if err != nil {
+		return fmt.Errorf("hang up: %w", err)
+	}
+	if t == Dgram {
+		return nil
+	}
+	ns, err := socketNetns(sock)
+	if err != nil {
+		return fmt.Errorf("hang up: %w", err)
+	}
+	defer ns.Close()
+	var l int
+	// Abstract names belong to a network namespace: the socket's own.
+	err = ns.do(func() (err error) {
+		l, err = unix.Socket(unix.AF_UNIX, int(t)|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("hang up: make a listener: %w", err)
+	}
+	defer unix.Close(l)
+	// An empty name asks the kernel for a free abstract one (unix(7)).
+	if err := unix.Bind(l, &unix.SockaddrUnix{}); err != nil {
+		return fmt.Errorf("hang up: bind a listener: %w", err)
+	}
+	if err := unix.Listen(l, 1); err != nil {
+		return fmt.Errorf("hang up: listen: %w", err)
+	}
+	sa, err := unix.Getsockname(l)
+	if err != nil {
+		return fmt.Errorf("hang up: ask for the listener's name: %w", err)
+	}
+	restore, err := setNonblock(sock)
+	if err != nil {
+		return err
+	}
+	defer restore()
+	name := Name("\x00" + strings.TrimPrefix(sa.(*unix.SockaddrUnix).Name, "@"))
+	if err := connectRaw(sock.fd, name); err != nil {
+		return fmt.Errorf("hang up: connect to a listener that will go: %w", err)
+	}
+	return nil
+}
+
+// Connected reports whether the socket has, or had, a peer.
+func Connected(sock *Socket) (bool, error) {
+	_, err := peerName(sock)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.ENOTCONN):
+		return false, nil
+	}
+	return false, fmt.Errorf("ask for the peer of %s: %w", sock.name, err)
+}
+
+// setNonblock makes sure that connect() on the socket does not wait, and
+// returns how to take that back. The flag is the description's, so its owner
+// must not run meanwhile, as is so in a restore.
+func setNonblock(sock *Socket) (restore func(), err error) {
+	fd := uintptr(sock.fd)
+	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read the flags of a socket: %w", err)
+	}
+	if flags&unix.O_NONBLOCK != 0 {
+		return func() {}, nil
+	}
+	if _, err := unix.FcntlInt(fd, unix.F_SETFL, flags|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("make a socket non-blocking: %w", err)
+	}
+	return func() { unix.FcntlInt(fd, unix.F_SETFL, flags) }, nil
+}

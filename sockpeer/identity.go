@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockpeer
+
+import (
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// keepID is -1 in setresuid(2): leave this id as it is.
+const keepID = ^uintptr(0)
+
+// Do runs fn with the identity: effective ids, supplementary groups and
+// effective capabilities of id, for fn's thread alone. What the kernel checks
+// and shows of a client (SO_PEERCRED, SO_PEERGROUPS, file permissions) is that
+// of id. The real ids stay ours, so that id's user cannot signal us.
+//
+// fn must not start goroutines that need the identity.
+func (id Identity) Do(fn func() error) error {
+	errc := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		if err := id.take(); err != nil {
+			errc <- fmt.Errorf("become uid %d, gid %d with %d groups: %w", id.UID, id.GID, len(id.Groups), err)
+			return
+		}
+		errc <- fn()
+	}()
+	return <-errc
+}
+
+// take changes the calling thread. Raw system calls, because those of the
+// standard library change all threads of a process.
+func (id Identity) take() error {
+	var groups unsafe.Pointer
+	if len(id.Groups) > 0 {
+		groups = unsafe.Pointer(&id.Groups[0])
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(id.Groups)), uintptr(groups), 0); e != 0 {
+		return fmt.Errorf("setgroups: %w", e)
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, keepID, uintptr(id.GID), keepID); e != 0 {
+		return fmt.Errorf("setresgid: %w", e)
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keepID, uintptr(id.UID), keepID); e != 0 {
+		return fmt.Errorf("setresuid: %w", e)
+	}
+	return limitCapabilities(id.CapEff)
+}
+
+// limitCapabilities leaves the calling thread no effective capability that is
+// not in mask. Leaving euid 0 has cleared them all already; a root with fewer
+// capabilities than ours, as in a container, has not.
+func limitCapabilities(mask uint64) error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	data[0].Effective = data[0].Permitted & uint32(mask)
+	data[1].Effective = data[1].Permitted & uint32(mask>>32)
+	data[0].Inheritable, data[1].Inheritable = 0, 0
+	if err := unix.Capset(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	return nil
+}
