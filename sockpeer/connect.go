@@ -19,7 +19,7 @@ var ErrListener = errors.New("the listener belongs to another user")
 
 // retryInterval is how often Connect tries again while a daemon is away.
 // There is no event for a socket file that is to come back with a listener.
-const retryInterval = 10 * time.Millisecond
+const retryInterval = 20 * time.Millisecond
 
 // Connector connects sockets as somebody else.
 type Connector struct {
@@ -36,11 +36,13 @@ type Connector struct {
 // Connect connects an existing, unconnected socket to a name, in place: the
 // open file description stays, with its flags, options and epoll
 // registrations. It tries until ctx ends while the name is missing, refuses
-// or has a full backlog; other errors are final.
+// or has a full backlog; other errors are final. Then greet, if not nil, runs
+// as the same identity.
 //
-// If the listener is not the expected one the error is [ErrListener] and the
-// socket is connected: a stream cannot be taken back, so it is shut down.
-func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name) error {
+// If the listener is not the expected one, or greet fails, the connection is
+// of no use and is shut down: a stream cannot be taken back. The error is
+// [ErrListener], or greet's.
+func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet func() error) error {
 	if to == "" {
 		return errors.New("connect a socket: the peer has no name")
 	}
@@ -49,24 +51,57 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name) error {
 		return err
 	}
 	defer restore()
+	return c.As.Do(func() error {
+		if err := c.retry(ctx, sock, to); err != nil {
+			return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
+		}
+		err := c.checkListener(sock, to)
+		if err == nil && greet != nil {
+			err = greet()
+		}
+		if err != nil {
+			return errors.Join(err, disconnect(sock))
+		}
+		return nil
+	})
+}
 
+func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) error {
 	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
 	for {
-		err := c.As.Do(func() error { return c.connectOnce(sock, to) })
-		if err == nil {
-			break
-		}
-		if !comesBack(err) {
-			return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
+		err := c.connectOnce(sock, to)
+		if err == nil || !comesBack(err) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("connect to %s as uid %d, until the time was over: %w", to, c.As.UID, err)
+			return fmt.Errorf("until the time was over: %w", err)
 		case <-tick.C:
 		}
 	}
-	return c.checkListener(sock, to)
+}
+
+// disconnect makes a connection unusable: a stream dead, a datagram socket
+// unconnected.
+func disconnect(sock *Socket) error {
+	t, err := sock.Type()
+	if err != nil {
+		return err
+	}
+	if t == Dgram {
+		// AF_UNSPEC dissolves the association (connect(2)).
+		sa := unix.RawSockaddrUnix{Family: unix.AF_UNSPEC}
+		_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(sock.fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa.Family))
+		if e != 0 {
+			return fmt.Errorf("disconnect %s: %w", sock.name, e)
+		}
+		return nil
+	}
+	if err := unix.Shutdown(sock.fd, unix.SHUT_RDWR); err != nil {
+		return fmt.Errorf("shut down %s: %w", sock.name, err)
+	}
+	return nil
 }
 
 // comesBack tells the errors of a daemon that is restarting or swamped.
@@ -132,10 +167,7 @@ func (c *Connector) checkListener(sock *Socket, to Name) error {
 	if uid == c.ListenerUID {
 		return nil
 	}
-	if err := unix.Shutdown(sock.fd, unix.SHUT_RDWR); err != nil {
-		return fmt.Errorf("shut down a connection to a wrong listener: %w", err)
-	}
-	return fmt.Errorf("connect to %s: listens as uid %d, expected uid %d: %w", to, uid, c.ListenerUID, ErrListener)
+	return fmt.Errorf("connect to %s: uid %d listens there, expected uid %d: %w", to, uid, c.ListenerUID, ErrListener)
 }
 
 // DgramPeerUID tells who made the socket that a datagram socket is connected
@@ -220,18 +252,6 @@ func Hangup(sock *Socket) error {
 		return fmt.Errorf("hang up: connect to a listener that will go: %w", err)
 	}
 	return nil
-}
-
-// Connected reports whether the socket has, or had, a peer.
-func Connected(sock *Socket) (bool, error) {
-	_, err := peerName(sock)
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, unix.ENOTCONN):
-		return false, nil
-	}
-	return false, fmt.Errorf("ask for the peer of %s: %w", sock.name, err)
 }
 
 // setNonblock makes sure that connect() on the socket does not wait, and

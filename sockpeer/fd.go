@@ -3,6 +3,7 @@
 package sockpeer
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -81,9 +82,22 @@ func duplicateSocket(h Holder, inode uint32) (*Socket, error) {
 	return f, nil
 }
 
-func isUnixSocket(f *Socket) bool {
-	domain, err := unix.GetsockoptInt(f.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+// IsUnix reports whether it is a unix socket.
+func (s *Socket) IsUnix() bool {
+	domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	return err == nil && domain == unix.AF_UNIX
+}
+
+// Connected reports whether the socket has, or had, a peer.
+func (s *Socket) Connected() (bool, error) {
+	_, err := peerName(s)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.ENOTCONN):
+		return false, nil
+	}
+	return false, fmt.Errorf("ask for the peer of %s: %w", s.name, err)
 }
 
 // peerName is getpeername(2) without the interpretation of x/sys, which loses

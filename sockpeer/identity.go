@@ -13,10 +13,10 @@ import (
 // keepID is -1 in setresuid(2): leave this id as it is.
 const keepID = ^uintptr(0)
 
-// Do runs fn with the identity: effective ids, supplementary groups and
-// effective capabilities of id, for fn's thread alone. What the kernel checks
-// and shows of a client (SO_PEERCRED, SO_PEERGROUPS, file permissions) is that
-// of id. The real ids stay ours, so that id's user cannot signal us.
+// Do runs fn with the identity: ids, supplementary groups and effective
+// capabilities of id, for fn's thread alone. What the kernel checks and shows of
+// a client (SO_PEERCRED, SO_PEERGROUPS, file permissions) is that of id. The
+// real ids are set too, because SCM_CREDENTIALS carries those (unix(7)).
 //
 // fn must not start goroutines that need the identity.
 func (id Identity) Do(fn func() error) error {
@@ -43,10 +43,10 @@ func (id Identity) take() error {
 	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(id.Groups)), uintptr(groups), 0); e != 0 {
 		return fmt.Errorf("setgroups: %w", e)
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, keepID, uintptr(id.GID), keepID); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(id.GID), uintptr(id.GID), keepID); e != 0 {
 		return fmt.Errorf("setresgid: %w", e)
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keepID, uintptr(id.UID), keepID); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(id.UID), uintptr(id.UID), keepID); e != 0 {
 		return fmt.Errorf("setresuid: %w", e)
 	}
 	return limitCapabilities(id.CapEff)

@@ -36,7 +36,14 @@ func Scan(root int) (*Snapshot, error) {
 		}
 	}
 	s.outside = func(h Holder, peer uint32) bool { return len(s.holders[peer]) == 0 }
-	return s.snapshot()
+	snap, err := s.snapshot()
+	if err != nil {
+		return nil, fmt.Errorf("scan the tree of process %d: %w", root, err)
+	}
+	if snap.Processes[root], err = ReadProcess(root); err != nil {
+		return nil, fmt.Errorf("scan the tree of process %d: %w", root, err)
+	}
+	return snap, nil
 }
 
 // ScanAll returns the connections of all processes, each seen from the tree
@@ -255,7 +262,7 @@ func (s *scan) findMissing() error {
 }
 
 func (s *scan) findOne(ino uint32, f *Socket) error {
-	if !isUnixSocket(f) {
+	if !f.IsUnix() {
 		return nil
 	}
 	ns, err := socketNetns(f)

@@ -216,8 +216,9 @@ type Process struct {
 
 // Snapshot is the result of a scan.
 type Snapshot struct {
-	Connections []Connection    `json:"connections"` // ordered by holder
-	Processes   map[int]Process `json:"processes"`
+	Connections []Connection `json:"connections"` // ordered by holder
+	// Processes are the holders and, of a tree, its root.
+	Processes map[int]Process `json:"processes"`
 	// Netns are the network namespaces of the tree's tasks.
 	Netns []uint64 `json:"netns"`
 }

@@ -58,20 +58,24 @@ func (a Absent) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 // Rule says which connections, and what to do with them. A zero value of a
 // condition matches everything.
 type Rule struct {
-	Name      string
-	Path      string         // glob on the peer's name; "@…" for abstract names
+	Name string
+	// Path is a glob (path.Match) on the peer's name, "@…" for abstract
+	// names; of an inbound connection, on our own name.
+	Path      string
 	Type      *sockpeer.Type // nil: any
 	Exe       string         // glob on the peer's executable
 	UID       *uint32        // nil: any
 	Direction sockpeer.Direction
 
-	Idle     Action // Reconnect, Hangup or Refuse
-	Busy     Action // Hangup, Refuse or Wait
-	Patience time.Duration
-	Prelude  string // "none", "sssd", "lwmsg", "dbus"
-	To       string // connect here instead; "": where it was
-	Timeout  time.Duration
-	Absent   Absent
+	Idle     Action        // Reconnect, Hangup or Refuse
+	Busy     Action        // Hangup, Refuse or Wait
+	Patience time.Duration // only with Busy Wait
+	// Prelude, To, Timeout and Absent mean something only with Idle
+	// Reconnect and are zero otherwise.
+	Prelude string // "none", "sssd", "lwmsg", "dbus"
+	To      string // connect here instead; "": where it was
+	Timeout time.Duration
+	Absent  Absent
 
 	// Why is shown by a refusal and by "criuhook rules".
 	Why string
@@ -84,4 +88,6 @@ type Set struct {
 	Rules   []Rule
 	Unknown Action // outbound without a rule: Refuse or Hangup
 	Inbound Action // inbound without a rule: Refuse or Hangup
+	// CRIU is the path of the real CRIU; "": the configuration names none.
+	CRIU string
 }

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command criuhook lets CRIU dump processes that hold one half of a unix
+// connection to a daemon outside, and gives them a working one on restore.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"criuhook/criuhook/action"
+)
+
+// version is set by the linker (-ldflags "-X main.version=…").
+var version = "devel"
+
+// Exit codes of the contract.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitRefused = 3
+)
+
+func main() {
+	if len(os.Args) == 1 && os.Getenv(action.StageVariable) != "" {
+		os.Exit(runScript(context.Background()))
+	}
+	os.Exit(runCommand(context.Background(), os.Args[1:]))
+}
+
+// exitError carries an exit code; one without a cause has said all it has to.
+type exitError struct {
+	code  int
+	cause error
+}
+
+func (e *exitError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.cause.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.cause }
+
+// exitCode is what an error of a command means to the caller.
+func exitCode(err error) int {
+	var e *exitError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &e):
+		return e.code
+	}
+	return exitFailed
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package action
+
+import (
+	"errors"
+	"fmt"
+
+	"criuhook/criuhook/image"
+	"criuhook/proto"
+	"criuhook/sockpeer"
+)
+
+// postDump brings the images into the one form and writes the record. They are
+// complete and the tree is still frozen; if this fails, CRIU lets the
+// application run on and the dump counts as failed.
+func (s *Script) postDump() error {
+	id, err := s.dumpID()
+	if err != nil {
+		return err
+	}
+	rec, err := image.ReadPlan(s.ImagesDir)
+	if errors.Is(err, image.ErrNoRecord) {
+		if done, e := image.ReadRecord(s.ImagesDir); e == nil && done.DumpId == id {
+			return nil // an earlier run of this script
+		}
+		return errors.New("the connections that leave the tree were not settled when CRIU froze it: " +
+			"a rule refused one, or the process that followed CRIU was killed; the messages of criuhook above say which. " +
+			"The application runs on, and these images must not be used")
+	}
+	if err != nil {
+		return err
+	}
+	if rec.DumpId != id {
+		return fmt.Errorf("%s in the images directory is of another dump (%s, this is %s): use a directory of its own for every dump", image.PlanName, rec.DumpId, id)
+	}
+	if err := s.recheck(rec); err != nil {
+		return err
+	}
+	if err := image.Normalize(s.ImagesDir, rec); err != nil {
+		return err
+	}
+	return image.Commit(s.ImagesDir, rec)
+}
+
+// recheck looks at the connections again: the daemons were not frozen, and an
+// answer that came after the freeze shows that a request was under way which
+// nothing told of then.
+func (s *Script) recheck(rec *proto.Record) error {
+	if len(rec.Connections) == 0 {
+		return nil
+	}
+	snap, err := sockpeer.Scan(s.Root)
+	if err != nil {
+		return err
+	}
+	now := make(map[uint32]*sockpeer.Connection, len(snap.Connections))
+	for i := range snap.Connections {
+		now[snap.Connections[i].Inode] = &snap.Connections[i]
+	}
+	for _, c := range rec.Connections {
+		if c.Action != proto.Action_ACTION_RECONNECT {
+			continue
+		}
+		why := "the peer closed it while CRIU dumped"
+		if cur := now[c.Inode]; cur != nil {
+			if cur.RecvQueue == 0 && cur.SendQueue == 0 {
+				continue
+			}
+			why = "the peer answered while CRIU dumped"
+		}
+		if c.BusyRefuses {
+			return fmt.Errorf("%s: %s, and rule %q refuses busy connections: dump again", describe(c), why, c.Rule)
+		}
+		s.Log.Warnf("%s: %s, so a request was under way: it will be hung up instead of reconnected", describe(c), why)
+		c.Action, c.Reconnect, c.Busy = proto.Action_ACTION_HANGUP, nil, why
+	}
+	return nil
+}
+
+// describe names process, fd and peer of a recorded connection.
+func describe(c *proto.Connection) string {
+	where := "a connection"
+	if len(c.Holders) > 0 {
+		h := c.Holders[0]
+		where = fmt.Sprintf("process %d (%s) fd %d", h.Pid, h.Comm, h.Fd)
+	}
+	name := "an unnamed peer"
+	if n := sockpeer.Name(c.GetPeer().GetName()); n != "" {
+		name = n.String()
+	}
+	return fmt.Sprintf("%s, connected to %s (rule %q)", where, name, c.Rule)
+}

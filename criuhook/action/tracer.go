@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package action
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"criuhook/criuhook/image"
+	"criuhook/criuhook/interpose"
+	"criuhook/criuhook/plan"
+	"criuhook/criuhook/rule"
+	"criuhook/sockpeer"
+)
+
+const (
+	// watchdogTime is how long CRIU may run without a system call. It must
+	// exceed CRIU's own --timeout for freezing, 10 s by default.
+	watchdogTime = time.Minute
+	// busyInterval is how often a connection is looked at that a rule waits
+	// for.
+	busyInterval = 10 * time.Millisecond
+)
+
+// Tracer is the process that the pre-dump script leaves on CRIU.
+type Tracer struct {
+	CRIU    int // pid
+	Root    int // root task of the tree
+	Rules   func() (*rule.Set, error)
+	Log     *logrus.Logger
+	Version string
+}
+
+// Run follows CRIU until it has read the tree's sockets. What goes wrong
+// before CRIU runs on is told to the script; later, CRIU fails by itself on
+// the connections that were left as they are, and the post-dump stage on the
+// plan that is missing.
+func (t *Tracer) Run() error {
+	status := os.NewFile(tracerStatusFD, "status")
+	watchdog := time.AfterFunc(watchdogTime, func() {
+		t.Log.Errorf("CRIU, process %d, has made no system call for %v: it is left alone, and cannot dump what leaves the tree", t.CRIU, watchdogTime)
+		os.Exit(1) // the kernel detaches us from CRIU
+	})
+	defer watchdog.Stop()
+
+	rules, tracer, err := t.prepare(watchdog)
+	if err != nil {
+		fmt.Fprintln(status, oneLine(err))
+		status.Close()
+		return nil // the script says it
+	}
+	fmt.Fprintln(status, ready)
+	status.Close()
+	err = tracer.Run(func() (map[uint32]interpose.Form, int, error) { return t.decide(rules) },
+		func() { watchdog.Reset(watchdogTime) })
+	if errors.Is(err, interpose.ErrEnded) {
+		return nil // CRIU has said why
+	}
+	return err
+}
+
+func (t *Tracer) prepare(watchdog *time.Timer) (*rule.Set, *interpose.Tracer, error) {
+	rules, err := t.Rules()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := t.awaitIdle(rules, watchdog); err != nil {
+		return nil, nil, err
+	}
+	tracer, err := interpose.New(t.CRIU)
+	if errors.Is(err, interpose.ErrTraced) {
+		err = fmt.Errorf("%w; an action script must trace CRIU: stop the other tracer, or use \"criuhook dump\" instead, which need not", err)
+	}
+	return rules, tracer, err
+}
+
+// awaitIdle lets the application run on while a rule waits for a busy
+// connection. The tasks still run, so the decision that counts is made later.
+func (t *Tracer) awaitIdle(rules *rule.Set, watchdog *time.Timer) error {
+	if !rules.Waits() {
+		return nil
+	}
+	start := time.Now()
+	tick := time.NewTicker(busyInterval)
+	defer tick.Stop()
+	for {
+		snap, err := sockpeer.Scan(t.Root)
+		if err != nil {
+			return err
+		}
+		p := plan.Make(snap, rules)
+		if len(p.Waiting()) == 0 {
+			return nil
+		}
+		p.Expire(time.Since(start))
+		if len(p.Waiting()) == 0 {
+			return errors.New(p.Explain())
+		}
+		watchdog.Reset(watchdogTime)
+		<-tick.C
+	}
+}
+
+// decide scans the frozen tree and writes the plan.
+func (t *Tracer) decide(rules *rule.Set) (map[uint32]interpose.Form, int, error) {
+	if interpose.TracerOf(t.Root) != t.CRIU {
+		return nil, 0, nil // CRIU has not seized the tree yet
+	}
+	snap, err := sockpeer.Scan(t.Root)
+	if err != nil {
+		return nil, 0, err
+	}
+	p := plan.Make(snap, rules)
+	p.Expire(rule.MaxDuration) // the tree is frozen: nobody becomes idle
+	if len(p.Refused()) > 0 {
+		return nil, 0, errors.New(p.Explain())
+	}
+	rec, err := p.Record(snap, t.Root)
+	if err != nil {
+		return nil, 0, err
+	}
+	s := Script{CRIU: t.CRIU}
+	if rec.DumpId, err = s.dumpID(); err != nil {
+		return nil, 0, err
+	}
+	rec.WrittenBy, rec.UnixTime = "criuhook "+t.Version, time.Now().Unix()
+	if err := image.WritePlan(fmt.Sprintf("/proc/self/fd/%d", tracerDirFD), rec); err != nil {
+		return nil, 0, err
+	}
+	forms := map[uint32]interpose.Form{}
+	for i := range p.Decisions {
+		d := &p.Decisions[i]
+		forms[d.Connection.Inode] = interpose.Dormant
+		if d.Action == rule.Hangup {
+			forms[d.Connection.Inode] = interpose.Dead
+		}
+		t.Log.Info(d.String())
+	}
+	return forms, len(snap.Netns), nil
+}

@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Sourced by the scripts beside it: where things are kept, and the Debian 13
+# root that has a working CRIU.
+
+# shellcheck disable=SC2034 # for those who source this
+top=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${CRIUHOOK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/criuhook}
+mirror=${CRIUHOOK_MIRROR:-http://deb.debian.org/debian}
+# CRIU of Debian 12 fails on kernels since 6.13; trixie's 4.1.1 does not.
+suite=trixie
+packages=criu,nscd,sssd-common,sssd-proxy,libnss-sss,gcc,libc6-dev,iproute2,nftables,iptables
+# Another package list is another root, so that an old one is never mistaken for it.
+root=$cache/root-$suite-$(printf '%s' "$packages" | sha256sum | cut -c1-12)
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "${0##*/}: $*"; exit 1; }
+
+# need_package COMMAND PACKAGE: installs a Debian package when COMMAND is missing.
+need_package() {
+	command -v "$1" >/dev/null && return
+	command -v apt-get >/dev/null ||
+		die "$1 is missing, and there is no apt-get to install $2 with; install it by hand"
+	say "installing the Debian package $2 on this machine (for $1)"
+	local log=$cache/apt.log
+	if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >"$log" 2>&1; then
+		# The package lists are old or absent.
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y --no-install-recommends "$2"; } >>"$log" 2>&1 ||
+			{ tail -n 20 "$log" >&2; die "cannot install $2; the whole output is in $log"; }
+	fi
+}
+
+# prepare_root: builds the root, once. Says nothing when it is there already.
+prepare_root() {
+	mkdir -p "$cache/tmp" "$cache/bin"
+	[ -d "$root" ] && return
+	[ "$(id -u)" = 0 ] || die "must be root to build the Debian root $root; try: sudo $0"
+	exec 9>"$cache/lock"
+	flock -n 9 || { say "waiting for another run that builds the Debian root"; flock 9; }
+	if [ ! -d "$root" ]; then
+		need_package debootstrap debootstrap
+		build_root
+	fi
+	exec 9>&-
+}
+
+build_root() {
+	local new=$root.new log=$cache/debootstrap.log start=$SECONDS
+	say "building a Debian $suite root from $mirror into $root"
+	say "  with ${packages//,/ }"
+	say "  (once; about a minute; log: $log)"
+	rm -rf --one-file-system "$new"
+	# Namespaces of its own: nothing that debootstrap mounts or starts outlives it.
+	if ! unshare --mount --pid --fork --kill-child=SIGKILL --mount-proc \
+		debootstrap --variant=minbase --include="$packages" "$suite" "$new" "$mirror" \
+		>"$log" 2>&1 9>&-; then
+		tail -n 20 "$log" >&2
+		rm -rf --one-file-system "$new"
+		die "cannot build the Debian root; the whole log is $log. CRIUHOOK_MIRROR names another mirror"
+	fi
+	# Not needed to run anything; each sandbox copies all but /usr.
+	(cd "$new" && rm -rf var/cache/apt var/cache/debconf var/lib/apt var/lib/dpkg dev usr/share/doc)
+	mkdir "$new/dev"
+	mv "$new" "$root"
+	say "built in $((SECONDS - start)) s, $(du -sm "$root" | cut -f1) MiB"
+}
