@@ -6,32 +6,181 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 )
 
+// options are those of every verb.
+type options struct {
+	config configuration
+	log    logOptions
+}
+
 // runCommand runs a verb and returns the exit code.
 func runCommand(ctx context.Context, args []string) int {
-	root := newRoot()
+	return run(ctx, args, os.Stdout, os.Stderr)
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	o := &options{}
+	root := newRoot(o)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
 	var e *exitError
-	if err != nil && !(errors.As(err, &e) && e.cause == nil) {
-		fmt.Fprintln(os.Stderr, "criuhook: Error:", err)
+	if err == nil || errors.As(err, &e) && e.cause == nil {
+		return exitCode(err)
+	}
+	o.log.report(stderr, err)
+	if exitCode(err) == exitUsage {
+		fmt.Fprintf(stderr, "Try '%s --help'.\n", cmd.CommandPath())
 	}
 	return exitCode(err)
 }
 
-func newRoot() *cobra.Command {
-	root := &cobra.Command{
-		Use:           "criuhook",
-		Short:         "Checkpoint processes that are connected to daemons outside of the checkpoint",
-		Version:       version,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+// report writes the error that ended a verb.
+func (o logOptions) report(stderr io.Writer, err error) {
+	if o.format != "json" {
+		fmt.Fprintln(stderr, "criuhook: Error:", err)
+		return
 	}
+	log := logrus.New()
+	log.SetOutput(stderr)
+	log.SetFormatter(&logrus.JSONFormatter{})
+	log.Error(err)
+}
+
+const rootLong = `criuhook lets CRIU checkpoint processes that are connected, over unix sockets, to
+daemons outside of the checkpoint (sssd, nscd, winbind, lsassd, syslog and the
+like), and gives them a working connection again when they are restored.
+
+As CRIU's action script it has no verb; CRIU says by its environment what to do:
+  criu dump    -t PID -D DIR --action-script=/path/criuhook
+  criu restore -D DIR --action-script=/path/criuhook
+What becomes of each connection is for rules to say; "criuhook rules" shows them
+and "criuhook scan" what they mean for processes that run now.
+
+Files:
+  /etc/criuhook/config.yaml     rules; another file with --config
+  /etc/criuhook/rules.d/*.yaml  more rules, in the order of their names;
+                                always beside the configuration file
+  DIR/criuhook.img              what became of the connections, beside CRIU's images
+
+Environment (ignored when running setuid or setgid):
+  CRIUHOOK_CONFIG     configuration file, like --config
+  CRIUHOOK_LOG_LEVEL  like --log-level
+  CRIUHOOK_LOG_FILE   append the log to this file
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule.`
+
+func newRoot(o *options) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "criuhook",
+		Short: "Checkpoint processes that are connected to daemons outside of the checkpoint",
+		Long:  rootLong,
+		Example: `  criuhook scan --pid 4711
+  criuhook inspect --images-dir /var/lib/checkpoints/4711
+  criuhook rules`,
+		Version:                    version,
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		Args:                       noArgs,
+		PersistentPreRunE:          func(*cobra.Command, []string) error { return o.log.check() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(cmd.ErrOrStderr())
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return &exitError{code: exitUsage}
+		},
+	}
+	root.SetVersionTemplate(versionLine())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.AddCommand(newInterpose())
+	f := root.PersistentFlags()
+	f.StringVar(&o.config.file, "config", "", "configuration `FILE` (default /etc/criuhook/config.yaml, which need not exist)")
+	f.StringVar(&o.log.level, "log-level", "", "log messages of this `LEVEL` and above: error, warn, info or debug (default info)")
+	f.Var(newChoice(&o.log.format, "text", "json"), "log-format", "`FORM` of log messages and errors: text or json")
+	root.AddCommand(newScan(o), newInspect(o), newRules(o), newVersion(), newInterpose())
+	root.SetHelpCommand(newHelp())
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			finishCompletion(cmd)
+		}
+	}
+	usageErrors(root)
 	return root
+}
+
+// finishCompletion makes cobra's verb like the others: without a shell it is
+// wrong usage, not help.
+func finishCompletion(cmd *cobra.Command) {
+	cmd.Short = "Print a completion script for a shell"
+	cmd.Long = "Print a script that makes the shell complete criuhook's verbs and options: bash,\nzsh, fish or powershell. The help of each says where to put the script."
+	cmd.Example = "  criuhook completion bash >/etc/bash_completion.d/criuhook"
+	cmd.Args = noArgs
+	cmd.RunE = func(*cobra.Command, []string) error {
+		return usagef("completion: which shell? bash, zsh, fish or powershell")
+	}
+	for _, shell := range cmd.Commands() {
+		shell.Example = "  criuhook completion " + shell.Name()
+	}
+}
+
+// usageErrors makes errors about arguments exit with the code for usage.
+func usageErrors(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return &exitError{exitUsage, err}
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		usageErrors(c)
+	}
+}
+
+// noArgs is for commands that take no arguments, but perhaps verbs.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case !cmd.HasAvailableSubCommands():
+		return fmt.Errorf("%s takes no arguments, got %q", cmd.CommandPath(), args[0])
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		return fmt.Errorf("%s has no verb %q; did you mean %s?", cmd.CommandPath(), args[0], strings.Join(s, " or "))
+	}
+	return fmt.Errorf("%s has no verb %q", cmd.CommandPath(), args[0])
+}
+
+func usagef(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// newHelp is cobra's help, except that an unknown topic is an error.
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [VERB]",
+		Short:   "Explain a verb",
+		Long:    "Print what a verb does, its options and examples, as VERB --help does.",
+		Example: "  criuhook help scan",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			topic, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("there is no verb %q to explain", strings.Join(args, " "))
+			}
+			topic.InitDefaultHelpFlag()
+			return topic.Help()
+		},
+	}
 }

@@ -13,31 +13,45 @@ import (
 // logOptions are --log-level and --log-format.
 type logOptions struct {
 	level  string
-	format string
+	format string // "text", "json"; "": text
+}
+
+// check finds a bad --log-level also for verbs that log nothing.
+func (o logOptions) check() error {
+	if o.level == "" {
+		return nil
+	}
+	_, err := o.parseLevel()
+	return err
+}
+
+func (o logOptions) parseLevel() (logrus.Level, error) {
+	name, from := o.level, "--log-level"
+	if name == "" {
+		name, from = environment("CRIUHOOK_LOG_LEVEL"), "CRIUHOOK_LOG_LEVEL"
+	}
+	if name == "" {
+		return logrus.InfoLevel, nil
+	}
+	level, err := logrus.ParseLevel(name)
+	if err != nil {
+		return 0, usagef("%s %q: must be error, warn, info or debug", from, name)
+	}
+	return level, nil
 }
 
 // newLogger makes a logger to out, or to CRIUHOOK_LOG_FILE.
 func newLogger(out io.Writer, o logOptions) (*logrus.Logger, error) {
 	log := logrus.New()
 	log.SetOutput(out)
-	if o.level == "" {
-		o.level = environment("CRIUHOOK_LOG_LEVEL")
-	}
-	if o.level == "" {
-		o.level = "info"
-	}
-	level, err := logrus.ParseLevel(o.level)
+	level, err := o.parseLevel()
 	if err != nil {
-		return nil, &exitError{exitUsage, fmt.Errorf("--log-level or CRIUHOOK_LOG_LEVEL: %w", err)}
+		return nil, err
 	}
 	log.SetLevel(level)
-	switch o.format {
-	case "", "text":
-		log.SetFormatter(textFormatter{})
-	case "json":
+	log.SetFormatter(textFormatter{})
+	if o.format == "json" {
 		log.SetFormatter(&logrus.JSONFormatter{})
-	default:
-		return nil, &exitError{exitUsage, fmt.Errorf("--log-format %q: text or json", o.format)}
 	}
 	if name := environment("CRIUHOOK_LOG_FILE"); name != "" {
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)

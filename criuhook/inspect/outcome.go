@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"criuhook/criuhook/image"
+	"criuhook/proto"
+	"criuhook/sockpeer"
+)
+
+// Result is what becomes of a connection.
+type Result string
+
+// Unknown: it cannot be told from here. Broken: the record and the images do
+// not fit, a restore would fail or leave the socket as it is.
+const (
+	Reconnect Result = "reconnect"
+	Hangup    Result = "hangup"
+	Fail      Result = "fail"
+	Unknown   Result = "unknown"
+	Broken    Result = "broken"
+)
+
+// Outcome is what a restore here and now would do with a connection.
+type Outcome struct {
+	Result Result
+	// Listener is who listens at the name; nil: nobody, or nobody asked.
+	Listener *sockpeer.Listener
+	// Why says what the result rests on, a sentence for people.
+	Why string
+}
+
+func outcome(c *proto.Connection, form Form, ownNetns bool, listeners []sockpeer.Listener) Outcome {
+	dormant := c.GetAction() == proto.Action_ACTION_RECONNECT || sockpeer.Type(c.GetType()) == sockpeer.Dgram
+	switch {
+	case form == Missing:
+		return Outcome{Result: Broken, Why: "the images do not hold this socket: " + image.RecordName + " is of another dump"}
+	case dormant && form != Dormant, !dormant && form != Dead:
+		return Outcome{Result: Broken, Why: fmt.Sprintf("it is %s in the images, as criuhook leaves none: they were changed, or %s is of another dump", form, image.RecordName)}
+	case c.GetAction() == proto.Action_ACTION_HANGUP:
+		why := "the application finds it closed by the peer"
+		if dormant {
+			why = "the application finds it unconnected"
+		}
+		return Outcome{Result: Hangup, Why: why}
+	}
+	r := c.GetReconnect()
+	to := sockpeer.Name(r.GetTo())
+	if to.Abstract() && ownNetns {
+		return Outcome{Result: Unknown, Why: fmt.Sprintf("%s is an abstract name in the network namespace that the restore makes", to)}
+	}
+	if !to.Abstract() && !strings.HasPrefix(string(to), "/") {
+		return Outcome{Result: Unknown, Why: fmt.Sprintf("%s depends on the directory it is looked up in", to)}
+	}
+	l, exists, err := sockpeer.FindListener(listeners, to, sockpeer.Type(c.GetType()))
+	switch {
+	case err != nil:
+		return Outcome{Result: Unknown, Why: err.Error()}
+	case l == nil && !exists:
+		return absent(r, nil, fmt.Sprintf("%s does not exist here", to))
+	case l == nil:
+		return absent(r, nil, fmt.Sprintf("%s exists here, but nobody in this network namespace listens", to))
+	case r.GetListenerUid() >= 0 && l.UID >= 0 && l.UID != r.GetListenerUid():
+		return absent(r, l, fmt.Sprintf("uid %d listens at %s, expected is uid %d", l.UID, to, r.GetListenerUid()))
+	case l.UID < 0:
+		return Outcome{Reconnect, l, fmt.Sprintf("somebody listens at %s; as whom is not visible", to)}
+	}
+	return Outcome{Reconnect, l, fmt.Sprintf("uid %d listens at %s", l.UID, to)}
+}
+
+// absent is the outcome without the right listener.
+func absent(r *proto.Reconnect, l *sockpeer.Listener, why string) Outcome {
+	if l == nil {
+		why += fmt.Sprintf(", and a restore gives it %s to come", time.Duration(r.GetTimeoutNs()))
+	}
+	if r.GetAbsentFails() {
+		return Outcome{Fail, l, why}
+	}
+	return Outcome{Hangup, l, why}
+}

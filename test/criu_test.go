@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// criuTime bounds one run of CRIU.
+const criuTime = time.Minute
+
+// Result is how one run of CRIU ended.
+type Result struct {
+	Code   int
+	Output string // stdout and stderr: what a person sees
+	Log    string // CRIU's log
+}
+
+// criuCommand makes a command that runs CRIU so that it may dump u: with u's
+// real ids, as if it were setuid root, since reading another user's limits
+// takes CAP_SYS_RESOURCE, which this machine may lack.
+func criuCommand(ctx context.Context, u User, args ...string) *exec.Cmd {
+	if u.UID == 0 {
+		return exec.CommandContext(ctx, "criu", args...)
+	}
+	return exec.CommandContext(ctx, "setpriv", append([]string{
+		"--ruid", strconv.Itoa(int(u.UID)), "--rgid", strconv.Itoa(int(u.GID)), "--keep-groups", "criu",
+	}, args...)...)
+}
+
+// run runs CRIU with a log in dir.
+func run(t testing.TB, u User, dir, log string, args ...string) Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), criuTime)
+	defer cancel()
+	var out bytes.Buffer
+	cmd := criuCommand(ctx, u, append(args, "-D", dir, "-v4", "-o", log)...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	// A restored process that kept the pipe would keep Wait waiting.
+	cmd.WaitDelay = time.Second
+	_ = cmd.Run() // the code says it
+	b, _ := os.ReadFile(filepath.Join(dir, log))
+	return Result{Code: cmd.ProcessState.ExitCode(), Output: out.String(), Log: string(b)}
+}
+
+// images is a new directory for images, outside of what targets can write to.
+func images(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "images")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func withScript(args ...string) []string { return append(args, "--action-script="+criuhook) }
+
+// TryDump dumps with stock CRIU and our action script.
+func (p *Process) TryDump(t testing.TB, dir string, args ...string) Result {
+	t.Helper()
+	return run(t, p.User, dir, "dump.log", withScript(append([]string{"dump", "-t", strconv.Itoa(p.PID)}, args...)...)...)
+}
+
+// Dump dumps and fails the test if that fails. Without --leave-running among
+// args the process is gone then.
+func (p *Process) Dump(t testing.TB, args ...string) (dir string) {
+	t.Helper()
+	dir = images(t)
+	r := p.TryDump(t, dir, args...)
+	r.want(t, "dump", 0)
+	if !strings.Contains(strings.Join(args, " "), "--leave-running") {
+		p.Gone(t)
+	}
+	return dir
+}
+
+// TryRestore restores with stock CRIU and our action script.
+func (p *Process) TryRestore(t testing.TB, dir string, args ...string) Result {
+	t.Helper()
+	return run(t, p.User, dir, "restore.log", withScript(append([]string{"restore", "-d"}, args...)...)...)
+}
+
+// Restore restores and fails the test if that fails.
+func (p *Process) Restore(t testing.TB, dir string, args ...string) Result {
+	t.Helper()
+	r := p.TryRestore(t, dir, args...)
+	r.want(t, "restore", 0)
+	return r
+}
+
+// RestoreStock restores with stock CRIU alone, without any option of ours.
+func (p *Process) RestoreStock(t testing.TB, dir string) {
+	t.Helper()
+	run(t, p.User, dir, "stock.log", "restore", "-d").want(t, "restore with stock CRIU", 0)
+}
+
+// want checks the exit code and prints CRIU's log if it is another.
+func (r Result) want(t testing.TB, what string, code int) {
+	t.Helper()
+	if r.Code != code {
+		t.Fatalf("%s: exit code %d, expected %d\n%s\n%s", what, r.Code, code, r.Output, r.tail())
+	}
+}
+
+// wantMessage checks that a person, and the log, get to see a text.
+func (r Result) wantMessage(t testing.TB, parts ...string) {
+	t.Helper()
+	for _, s := range parts {
+		if !strings.Contains(r.Output, s) {
+			t.Errorf("CRIU's stderr does not say %q:\n%s\n%s", s, r.Output, r.tail())
+		}
+		if !strings.Contains(r.Log, s) {
+			t.Errorf("CRIU's log does not say %q:\n%s", s, r.tail())
+		}
+	}
+}
+
+// tail is the end of CRIU's log and every line of ours.
+func (r Result) tail() string {
+	lines := strings.Split(strings.TrimSpace(r.Log), "\n")
+	const most = 60
+	var out []string
+	for i, l := range lines {
+		if len(lines)-i <= most || strings.Contains(l, "criuhook") || strings.Contains(l, "Error") {
+			out = append(out, l)
+		}
+	}
+	return "CRIU's log ends:\n" + strings.Join(out, "\n")
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package test checks criuhook end to end: real CRIU, real daemons, processes
+// that are really dumped. Run it with scripts/test, which provides them all.
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+
+	"criuhook/test/app"
+)
+
+// rules are in force in all tests: a socket's name says what becomes of it.
+// They are in the default place, because a setuid CRIU's script ignores the
+// environment, and that is how unprivileged targets are dumped here.
+const rules = `
+rules:
+  - {name: t-reconnect, path: /tmp/*/*/reconnect*, idle: reconnect, busy: hangup, timeout: 2s}
+  - {name: t-reconnect-abstract, path: "@criuhook-test-*", idle: reconnect}
+  - {name: t-fail, path: /tmp/*/*/fail*, idle: reconnect, absent: fail, timeout: 500ms}
+  - {name: t-hangup, path: /tmp/*/*/hangup*, idle: hangup}
+  - {name: t-refuse, path: /tmp/*/*/refuse*, idle: refuse}
+  - {name: t-busy-refuse, path: /tmp/*/*/busyrefuse*, idle: reconnect, busy: refuse}
+  - {name: t-wait, path: /tmp/*/*/wait*, idle: reconnect, busy: wait, patience: 3s}
+  - {name: t-moved, path: /tmp/*/*/moved*, idle: reconnect, to: /tmp/criuhook-test-moved}
+`
+
+// whyNot is why the tests cannot run here.
+var whyNot string
+
+// criuhook is the binary under test.
+var criuhook = os.Getenv("CRIUHOOK_BIN")
+
+func TestMain(m *testing.M) {
+	app.Main()
+	switch {
+	case os.Getenv("CRIUHOOK_SANDBOX") != "1" || os.Getuid() != 0:
+		whyNot = "needs root and real CRIU in a sandbox: run ./scripts/test"
+	case criuhook == "":
+		whyNot = "CRIUHOOK_BIN does not name the binary under test: run ./scripts/test"
+	default:
+		if err := prepare(); err != nil {
+			fmt.Fprintln(os.Stderr, "prepare the sandbox for the tests:", err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func prepare() error {
+	if err := os.MkdirAll("/etc/criuhook", 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/etc/criuhook/config.yaml", []byte(rules), 0o644); err != nil {
+		return err
+	}
+	if err := os.Chmod("/tmp", 0o1777); err != nil {
+		return err
+	}
+	// Makes /run/criu.kdat, which CRIU can make only as plain root.
+	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+		return fmt.Errorf("criu check: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// need skips a test that cannot run here, and says why.
+func need(t *testing.T) {
+	t.Helper()
+	if whyNot != "" {
+		t.Skip(whyNot)
+	}
+}
