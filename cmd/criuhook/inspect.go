@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"criuhook/criuhook/image"
+	"criuhook/criuhook/inspect"
+	"criuhook/proto"
+	"criuhook/sockpeer"
+)
+
+func newInspect(o *options) *cobra.Command {
+	var output, dir string
+	cmd := &cobra.Command{
+		Use:   "inspect --images-dir DIR [-o table|json]",
+		Short: "Show what images hold, and what a restore here would do",
+		Long: `Print the connections that criuhook recorded when the images were made, how each
+stands in the images, and what a restore on this machine would do with it now:
+whether its name exists, whether somebody listens there, and as whom. Nobody is
+connected to, and nothing is written.
+
+Of images made without criuhook it lists the unix sockets. An images directory
+whose dump was never finished is an error.`,
+		Example: `  criuhook inspect --images-dir /var/lib/checkpoints/4711
+  criuhook inspect --images-dir . -o json | jq '.connections[].restore'`,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" {
+				return usagef("inspect needs --images-dir DIR")
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), o.log)
+			if err != nil {
+				return err
+			}
+			r, err := inspect.Read(dir)
+			if errors.Is(err, fs.ErrPermission) {
+				return fmt.Errorf("%w; images are often readable to root alone", err)
+			}
+			if err != nil {
+				return err
+			}
+			for i := range r.Connections {
+				if c := &r.Connections[i]; c.Restore.Result == inspect.Broken {
+					log.Warnf("%s: %s", holder(c), c.Restore.Why)
+				}
+			}
+			if output == "json" {
+				return printJSON(cmd.OutOrStdout(), newInspectOutput(dir, r))
+			}
+			return printInspect(cmd.OutOrStdout(), r)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "images-dir", "", "directory `DIR` of CRIU's images")
+	outputFlag(cmd, &output, "table", "json")
+	return cmd
+}
+
+func printInspect(w io.Writer, r *inspect.Report) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, the root task is process %d\n", count(r.Processes, "process", "processes"), r.RootPID)
+	if r.OwnNetns {
+		b.WriteString("the tree has its own network namespace; what is said of listeners here is of ours\n")
+	}
+	if r.Record == nil {
+		fmt.Fprintf(&b, "there is no %s: these images were not made with criuhook\n", image.RecordName)
+	} else {
+		fmt.Fprintf(&b, "made with criuhook %s", quoted(r.Record.GetWrittenBy()))
+		if at := r.Time(); !at.IsZero() {
+			fmt.Fprintf(&b, " at %s", at.Format("2006-01-02 15:04:05 -0700"))
+		}
+		b.WriteByte('\n')
+	}
+	b.WriteString(connections(r))
+	b.WriteString(sockets(r))
+	b.WriteString(caches(r))
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func connections(r *inspect.Report) string {
+	if r.Record == nil {
+		return ""
+	}
+	if len(r.Connections) == 0 {
+		return "no connection left the tree\n"
+	}
+	t := table{columns: []column{
+		{title: "PID", right: true}, {title: "COMMAND", least: 7}, {title: "FD", least: 5}, {title: "TYPE"},
+		{title: "PEER", least: 10, keepTail: true}, {title: "RULE", least: 6}, {title: "ACTION"}, {title: "FORM"},
+		{title: "RESTORE HERE"},
+	}}
+	var why strings.Builder
+	for i := range r.Connections {
+		c := &r.Connections[i]
+		who, fds := recordedHolders(c.GetHolders())
+		t.add(fmt.Sprint(c.GetHolders()[0].GetPid()), who, fds, sockpeer.Type(c.GetType()).String(),
+			sockpeer.Name(c.GetPeer().GetName()).String(), quoted(c.GetRule()), action(c.GetAction()), string(c.Form),
+			string(c.Restore.Result))
+		why.WriteString(wrap(holder(c)+": "+string(c.Restore.Result)+": "+c.Restore.Why, "  "))
+		if c.GetBusy() != "" {
+			why.WriteString(wrap("at the dump it was busy: "+quoted(c.GetBusy()), "      "))
+		}
+		if c.GetReason() != "" {
+			why.WriteString(wrap("at the dump: "+quoted(c.GetReason()), "      "))
+		}
+	}
+	return "\nconnections that left the tree:\n" + t.String() + "\na restore here:\n" + why.String()
+}
+
+// sockets lists those that a restore of CRIU's may fail for: all of images
+// that are not ours, of ours only halves, which there should not be.
+func sockets(r *inspect.Report) string {
+	t := table{columns: []column{
+		{title: "PID", right: true}, {title: "FD", least: 5}, {title: "TYPE"}, {title: "FORM"},
+		{title: "NAME", least: 10, keepTail: true}, {title: "PEER", least: 10, keepTail: true},
+	}}
+	halves := 0
+	for _, s := range r.Sockets {
+		if s.Form == inspect.Half {
+			halves++
+		} else if r.Record != nil {
+			continue
+		}
+		pid, fds := imageHolders(s.Holders)
+		peer := s.PeerName.String()
+		if s.Form == inspect.Inside {
+			peer = fmt.Sprintf("inode %d", s.Peer)
+		}
+		t.add(pid, fds, s.Type.String(), string(s.Form), s.Name.String(), peer)
+	}
+	if len(t.rows) == 0 {
+		if r.Record == nil {
+			return "no unix sockets\n"
+		}
+		return ""
+	}
+	out := "\nunix sockets:\n" + t.String()
+	if halves > 0 {
+		out += wrap(count(halves, "socket is half a connection", "sockets are halves of connections")+
+			": a restore needs --ext-unix-sk, where CRIU connects to the peer's name as root and without any greeting, or --inherit-fd", "")
+	}
+	return out
+}
+
+func caches(r *inspect.Report) string {
+	t := table{columns: []column{
+		{title: "CACHE", least: 20, keepTail: true}, {title: "MAPPINGS", right: true}, {title: "FDS", right: true}, {title: "IN THE IMAGES"},
+	}}
+	for _, c := range r.Record.GetCaches() {
+		t.add(quoted(c.GetPath()), fmt.Sprint(c.GetMappings()), fmt.Sprint(c.GetFds()), "zero pages and /dev/null")
+	}
+	for _, c := range r.Caches {
+		t.add(quoted(c.Path), fmt.Sprint(c.Mappings), fmt.Sprint(len(c.Holders)), "the file, which must be the same on restore")
+	}
+	if len(t.rows) == 0 {
+		return ""
+	}
+	return "\ncaches of name-service daemons:\n" + t.String()
+}
+
+func recordedHolders(hs []*proto.Holder) (command, fds string) {
+	others := map[int32]bool{}
+	for _, h := range hs {
+		if h.GetPid() != hs[0].GetPid() {
+			others[h.GetPid()] = true
+			continue
+		}
+		if fds != "" {
+			fds += ","
+		}
+		fds += fmt.Sprint(h.GetFd())
+	}
+	command = quoted(hs[0].GetComm())
+	if len(others) > 0 {
+		command = fmt.Sprintf("+%d %s", len(others), command)
+	}
+	return command, fds
+}
+
+func imageHolders(hs []image.Holder) (pid, fds string) {
+	for _, h := range hs {
+		if h.PID != hs[0].PID {
+			continue
+		}
+		if fds != "" {
+			fds += ","
+		}
+		fds += fmt.Sprint(h.FD)
+	}
+	if len(hs) > 0 {
+		pid = fmt.Sprint(hs[0].PID)
+	}
+	return pid, fds
+}
+
+// holder names a recorded connection by its first holder.
+func holder(c *inspect.Connection) string {
+	h := c.GetHolders()[0] // a record has one at least
+	return fmt.Sprintf("process %d (%s) fd %d", h.GetPid(), quoted(h.GetComm()), h.GetFd())
+}
+
+func action(a proto.Action) string {
+	if a == proto.Action_ACTION_RECONNECT {
+		return "reconnect"
+	}
+	return "hangup"
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
