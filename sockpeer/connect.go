@@ -139,11 +139,15 @@ func connectRaw(fd int, to Name) error {
 	if !to.Abstract() {
 		n++ // the final NUL
 	}
+	restore, err := keepUnnamed(fd)
+	if err != nil {
+		return err
+	}
 	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), n)
 	if e != 0 {
-		return e
+		return errors.Join(e, restore())
 	}
-	return nil
+	return restore()
 }
 
 func (c *Connector) checkListener(sock *Socket, to Name) error {

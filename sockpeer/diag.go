@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/mdlayher/netlink"
-	"github.com/mdlayher/netlink/nlenc"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,7 +90,7 @@ func (d *diagConn) one(inode uint32) (*diagSocket, error) {
 func (d *diagConn) query(inode uint32, flags netlink.HeaderFlags) ([]diagSocket, error) {
 	req := make([]byte, unixDiagReqLen)
 	req[0] = unix.AF_UNIX
-	ne := nlenc.NativeEndian()
+	ne := binary.NativeEndian
 	ne.PutUint32(req[4:], ^uint32(0)) // all states
 	ne.PutUint32(req[8:], inode)
 	ne.PutUint32(req[12:], udiagShowAll)
@@ -124,7 +123,7 @@ func parseDiag(b []byte) (diagSocket, error) {
 	s := diagSocket{
 		typ:   Type(b[1]),
 		state: State(b[2]),
-		inode: nlenc.Uint32(b[4:8]),
+		inode: binary.NativeEndian.Uint32(b[4:8]),
 		uid:   -1,
 	}
 	ad, err := netlink.NewAttributeDecoder(b[unixDiagMsgLen:])
@@ -138,18 +137,18 @@ func parseDiag(b []byte) (diagSocket, error) {
 		case unixDiagVFS:
 			// struct unix_diag_vfs: inode first, then device
 			if v := ad.Bytes(); len(v) >= 8 {
-				s.vfs = VFS{Inode: nlenc.Uint32(v[:4]), Dev: nlenc.Uint32(v[4:8])}
+				s.vfs = VFS{Inode: binary.NativeEndian.Uint32(v[:4]), Dev: binary.NativeEndian.Uint32(v[4:8])}
 			}
 		case unixDiagPeer:
 			s.peer = ad.Uint32()
 		case unixDiagIcons:
 			v := ad.Bytes()
 			for ; len(v) >= 4; v = v[4:] {
-				s.icons = append(s.icons, nlenc.Uint32(v[:4]))
+				s.icons = append(s.icons, binary.NativeEndian.Uint32(v[:4]))
 			}
 		case unixDiagRqlen:
 			if v := ad.Bytes(); len(v) >= 8 {
-				s.rqueue, s.wqueue = nlenc.Uint32(v[:4]), nlenc.Uint32(v[4:8])
+				s.rqueue, s.wqueue = binary.NativeEndian.Uint32(v[:4]), binary.NativeEndian.Uint32(v[4:8])
 			}
 		case unixDiagShutdown:
 			s.shutdown = int(ad.Uint8())

@@ -64,6 +64,9 @@ func ScanAll() (*Snapshot, error) {
 	return s.snapshot()
 }
 
+// allProcesses in scan.owned: all have been read.
+const allProcesses = 0
+
 // shutdownBoth is the kernel's SHUTDOWN_MASK (include/net/sock.h).
 const shutdownBoth = 3
 
@@ -81,7 +84,9 @@ type scan struct {
 	outside func(h Holder, peer uint32) bool
 	// tasksNetns are the namespaces tasks are in, not merely sockets.
 	tasksNetns []uint64
-	owners     map[uint32]int // holder of a socket outside; lazily made
+	// owners are the holders of sockets, of the processes in owned.
+	owners map[uint32]int
+	owned  map[int]bool
 }
 
 func newScan() *scan {
@@ -93,6 +98,8 @@ func newScan() *scan {
 		spaces:  map[uint64]netns{},
 		sockets: map[uint32]diagSocket{},
 		waiting: map[uint32]uint32{},
+		owners:  map[uint32]int{},
+		owned:   map[int]bool{},
 	}
 }
 
@@ -400,8 +407,12 @@ func (s *scan) direction(sk diagSocket, peer Peer) Direction {
 // listen(), which under socket activation is somebody else.
 func (s *scan) findOwner(c *Connection) {
 	pid := c.Peer.PID
-	if c.Peer.Inode != 0 && !holdsSocket(pid, c.Peer.Inode) {
-		if owner, ok := s.owner(c.Peer.Inode); ok {
+	if c.Peer.Inode != 0 {
+		s.readOwners(pid)
+		if _, ok := s.owners[c.Peer.Inode]; !ok {
+			s.readAllOwners()
+		}
+		if owner, ok := s.owners[c.Peer.Inode]; ok {
 			pid = owner
 		}
 	}
@@ -411,33 +422,32 @@ func (s *scan) findOwner(c *Connection) {
 	}
 }
 
-func holdsSocket(pid int, inode uint32) bool {
-	if pid <= 0 {
-		return false
+// readOwners reads which sockets a process holds, once a scan.
+func (s *scan) readOwners(pid int) {
+	if pid <= 0 || s.owned[pid] {
+		return
 	}
+	s.owned[pid] = true
 	t, err := readFDTable(pid, pid)
-	return err == nil && slices.Contains(slices.Collect(maps.Values(t.sockets)), inode)
-}
-
-// owner looks through all processes, once a scan.
-func (s *scan) owner(inode uint32) (int, bool) {
-	if s.owners == nil {
-		s.owners = map[uint32]int{}
-		pids, _ := numbers("/proc")
-		for _, pid := range pids {
-			t, err := readFDTable(pid, pid)
-			if err != nil {
-				continue // gone, or not ours to see
-			}
-			for _, ino := range t.sockets {
-				if _, ok := s.owners[ino]; !ok {
-					s.owners[ino] = pid
-				}
-			}
+	if err != nil {
+		return // gone, or not ours to see
+	}
+	for _, ino := range t.sockets {
+		if _, ok := s.owners[ino]; !ok {
+			s.owners[ino] = pid
 		}
 	}
-	pid, ok := s.owners[inode]
-	return pid, ok
+}
+
+func (s *scan) readAllOwners() {
+	if s.owned[allProcesses] {
+		return
+	}
+	s.owned[allProcesses] = true
+	pids, _ := numbers("/proc")
+	for _, pid := range pids {
+		s.readOwners(pid)
+	}
 }
 
 // addWaiters finds the threads that are blocked on a connection.

@@ -5,6 +5,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,8 +32,12 @@ func criuCommand(ctx context.Context, u User, args ...string) *exec.Cmd {
 	if u.UID == 0 {
 		return exec.CommandContext(ctx, "criu", args...)
 	}
+	groups := "--clear-groups"
+	if len(u.Groups) > 0 {
+		groups = "--groups=" + strings.Trim(strings.ReplaceAll(fmt.Sprint(u.Groups), " ", ","), "[]")
+	}
 	return exec.CommandContext(ctx, "setpriv", append([]string{
-		"--ruid", strconv.Itoa(int(u.UID)), "--rgid", strconv.Itoa(int(u.GID)), "--keep-groups", "criu",
+		"--ruid", strconv.Itoa(int(u.UID)), "--rgid", strconv.Itoa(int(u.GID)), groups, "criu",
 	}, args...)...)
 }
 

@@ -80,7 +80,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule.`
 
 func newRoot(o *options) *cobra.Command {
 	root := &cobra.Command{
-		Use:   "criuhook",
+		Use:   "criuhook VERB",
 		Short: "Checkpoint processes that are connected to daemons outside of the checkpoint",
 		Long:  rootLong,
 		Example: `  criuhook scan --pid 4711
@@ -90,6 +90,7 @@ func newRoot(o *options) *cobra.Command {
 		SilenceErrors:              true,
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: 2,
+		DisableFlagsInUseLine:      true,
 		Args:                       noArgs,
 		PersistentPreRunE:          func(*cobra.Command, []string) error { return o.log.check() },
 		RunE: func(cmd *cobra.Command, _ []string) error {

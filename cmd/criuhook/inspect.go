@@ -103,7 +103,7 @@ func connections(r *inspect.Report) string {
 		c := &r.Connections[i]
 		who, fds := recordedHolders(c.GetHolders())
 		t.add(fmt.Sprint(c.GetHolders()[0].GetPid()), who, fds, sockpeer.Type(c.GetType()).String(),
-			sockpeer.Name(c.GetPeer().GetName()).String(), quoted(c.GetRule()), action(c.GetAction()), string(c.Form),
+			sockpeer.Name(c.GetPeer().GetName()).String(), quoted(c.GetRule()), actionName(c.GetAction()), string(c.Form),
 			string(c.Restore.Result))
 		why.WriteString(wrap(holder(c)+": "+string(c.Restore.Result)+": "+c.Restore.Why, "  "))
 		if c.GetBusy() != "" {
@@ -208,7 +208,7 @@ func holder(c *inspect.Connection) string {
 	return fmt.Sprintf("process %d (%s) fd %d", h.GetPid(), quoted(h.GetComm()), h.GetFd())
 }
 
-func action(a proto.Action) string {
+func actionName(a proto.Action) string {
 	if a == proto.Action_ACTION_RECONNECT {
 		return "reconnect"
 	}

@@ -124,7 +124,7 @@ func newInspectConnection(c *inspect.Connection) inspectConnection {
 		Name:    sockpeer.Name(c.GetName()).String(),
 		Peer:    newPeer(p.GetInode(), sockpeer.Name(p.GetName()), int(p.GetPid()), peerUID, p.GetExe()),
 		Holders: []inspectHolder{},
-		Action:  action(c.GetAction()), Rule: quoted(c.GetRule()), Busy: quoted(c.GetBusy()), Reason: quoted(c.GetReason()),
+		Action:  actionName(c.GetAction()), Rule: quoted(c.GetRule()), Busy: quoted(c.GetBusy()), Reason: quoted(c.GetReason()),
 		Restore: restoreOutput{Result: string(c.Restore.Result), Why: c.Restore.Why, Listens: c.Restore.Listener != nil},
 	}
 	if l := c.Restore.Listener; l != nil {

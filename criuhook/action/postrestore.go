@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -145,9 +146,13 @@ func connect(ctx context.Context, sock *sockpeer.Socket, pid int, c *proto.Conne
 	defer root.Close()
 	to := sockpeer.Name(c.Reconnect.To)
 	id := c.GetIdentity()
+	as := sockpeer.Identity{UID: id.GetUid(), GID: id.GetGid(), Groups: id.GetGroups(), CapEff: id.GetCapEff()}
+	if as, err = withinCaller(as); err != nil {
+		return err
+	}
 	conn := sockpeer.Connector{
 		Root:        root,
-		As:          sockpeer.Identity{UID: id.GetUid(), GID: id.GetGid(), Groups: id.GetGroups(), CapEff: id.GetCapEff()},
+		As:          as,
 		ListenerUID: c.Reconnect.ListenerUid,
 	}
 	return conn.Connect(ctx, sock, to, func() error {
@@ -161,4 +166,28 @@ func hangup(sock *sockpeer.Socket) error {
 		return err // shut down by Connect
 	}
 	return sockpeer.Hangup(sock)
+}
+
+// withinCaller keeps a setuid run within the rights of who called it, who may
+// have written the images: that user, no other group, no capability.
+func withinCaller(id sockpeer.Identity) (sockpeer.Identity, error) {
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == os.Geteuid() && gid == os.Getegid() {
+		return id, nil
+	}
+	own, err := os.Getgroups()
+	if err != nil {
+		return id, fmt.Errorf("read our groups: %w", err)
+	}
+	own = append(own, gid)
+	for _, g := range append([]uint32{id.GID}, id.Groups...) {
+		if !slices.Contains(own, int(g)) {
+			return id, fmt.Errorf("the record wants gid %d, which uid %d, who runs a setuid CRIU, is not in: restore as root, or as who was dumped", g, uid)
+		}
+	}
+	if int(id.UID) != uid {
+		return id, fmt.Errorf("the record wants uid %d, and uid %d runs a setuid CRIU: restore as root, or as who was dumped", id.UID, uid)
+	}
+	id.CapEff = 0
+	return id, nil
 }

@@ -138,7 +138,11 @@ func (t *Tracer) decide(rules *rule.Set) (map[uint32]interpose.Form, int, error)
 		if d.Action == rule.Hangup {
 			forms[d.Connection.Inode] = interpose.Dead
 		}
-		t.Log.Info(d.String())
+		level := logrus.InfoLevel
+		if d.Action == rule.Hangup && d.Reason != "" {
+			level = logrus.WarnLevel // less than its rule promised
+		}
+		t.Log.Log(level, d.String())
 	}
 	return forms, len(snap.Netns), nil
 }

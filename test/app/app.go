@@ -101,7 +101,11 @@ func (a *app) do(cmd *Command, ans *Answer) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: cmd.To}); err != nil {
+		to := cmd.To
+		if len(cmd.ToBytes) > 0 {
+			to = string(cmd.ToBytes)
+		}
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: to}); err != nil {
 			unix.Close(fd)
 			return err
 		}
@@ -115,6 +119,15 @@ func (a *app) do(cmd *Command, ans *Answer) error {
 		return nil
 	case "ping":
 		return nil
+	case "pair": // a connection that does not leave the process
+		fds, err := unix.Socketpair(unix.AF_UNIX, cmd.Type|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			a.keep(cmd.Conn, fds[0])
+			a.keep(cmd.As, fds[1])
+		}
+		return err
+	case "chroot":
+		return unix.Chroot(cmd.To)
 	case "stats":
 		ans.Count = a.counters()
 		return nil
@@ -133,6 +146,13 @@ func (a *app) do(cmd *Command, ans *Answer) error {
 		a.stop.Store(false)
 		ans.Count = a.counters()
 		return nil
+	case "background": // the operation in Text
+		go a.background(*cmd)
+		return nil
+	case "accept":
+		return a.acceptOne(cmd.Conn, cmd.To)
+	case "ghost":
+		return a.ghost(cmd.Conn, int64(cmd.Value))
 	case "threads":
 		for range cmd.Threads {
 			go func() {
@@ -183,6 +203,10 @@ func (a *app) onConnection(cmd *Command, ans *Answer, fd int) error {
 		}
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, fl|unix.O_ASYNC)
 		return err
+	case "poll":
+		var err error
+		ans.Text, err = pollNow(fd)
+		return err
 	case "details":
 		return details(fd, &ans.Conn)
 	case "dup":
@@ -192,6 +216,14 @@ func (a *app) onConnection(cmd *Command, ans *Answer, fd int) error {
 			ans.FD = n
 		}
 		return err
+	case "nonblock":
+		return unix.SetNonblock(fd, true)
+	case "move": // to fd Value, with O_CLOEXEC or not in Option
+		if err := unix.Dup3(fd, cmd.Value, cmd.Option); err != nil {
+			return err
+		}
+		a.keep(cmd.Conn, cmd.Value)
+		return unix.Close(fd)
 	case "epoll-add":
 		return a.epollAdd(fd)
 	case "epoll-wait":

@@ -13,6 +13,7 @@ type Command struct {
 	// Open
 	Type     int    // SOCK_ constant
 	To       string // path, or @ and an abstract name
+	ToBytes  []byte // instead of To: a name that is no UTF-8
 	Nonblock bool
 	// Set options
 	Level, Option, Value int

@@ -194,6 +194,14 @@ func (s *Server) Hold() { s.update(func() { s.held = true }) }
 // Release lets held answers go.
 func (s *Server) Release() { s.update(func() { s.held = false }) }
 
+// Send sends something unasked on the connection i.
+func (s *Server) Send(i int, text string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.conns[i].Write([]byte(text))
+	return err
+}
+
 // Clients returns what is known of all connections so far, oldest first.
 func (s *Server) Clients() []Client {
 	s.mu.Lock()

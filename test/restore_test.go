@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"criuhook/test/echo"
+)
+
+// raw is a listener that accepts nothing until it is told to.
+type raw struct {
+	fd   int
+	path string
+}
+
+func rawListener(t testing.TB, name string, backlog int) *raw {
+	t.Helper()
+	return rawListenerAt(t, filepath.Join(folder(t), name), backlog)
+}
+
+func rawListenerAt(t testing.TB, path string, backlog int) *raw {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &raw{fd: fd, path: path}
+	t.Cleanup(r.close)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, backlog); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// close leaves the socket file: who connects to it is refused.
+func (r *raw) close() {
+	if r.fd >= 0 {
+		unix.Close(r.fd)
+		r.fd = -1
+	}
+}
+
+// serve makes it an echo daemon.
+func (r *raw) serve(t testing.TB) *echo.Server {
+	t.Helper()
+	f := os.NewFile(uintptr(r.fd), r.path)
+	r.fd = -1
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := echo.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return s
+}
