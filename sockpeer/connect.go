@@ -51,19 +51,18 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 		return err
 	}
 	defer restore()
-	return c.As.Do(func() error {
-		if err := c.retry(ctx, sock, to); err != nil {
-			return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
-		}
-		err := c.checkListener(sock, to)
-		if err == nil && greet != nil {
-			err = greet()
-		}
-		if err != nil {
-			return errors.Join(err, disconnect(sock))
-		}
-		return nil
-	})
+	if err := c.As.Do(func() error { return c.retry(ctx, sock, to) }); err != nil {
+		return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
+	}
+	// Not as the identity, which may not look: SIOCGSKNS takes CAP_NET_ADMIN.
+	err = c.checkListener(sock, to)
+	if err == nil && greet != nil {
+		err = c.As.Do(greet)
+	}
+	if err != nil {
+		return errors.Join(err, disconnect(sock))
+	}
+	return nil
 }
 
 func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) error {
@@ -255,7 +254,12 @@ func Hangup(sock *Socket) error {
 	if err := connectRaw(sock.fd, name); err != nil {
 		return fmt.Errorf("hang up: connect to a listener that will go: %w", err)
 	}
-	return nil
+	// Accepted: what goes while it waits in the backlog reads as ECONNRESET.
+	end, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("hang up: accept: %w", err)
+	}
+	return unix.Close(end)
 }
 
 // setNonblock makes sure that connect() on the socket does not wait, and

@@ -27,10 +27,8 @@ func runCommand(ctx context.Context, args []string) int {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o := &options{}
-	root := newRoot(o)
+	root := newRoot(o, stdout, stderr)
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	var e *exitError
 	if err == nil || errors.As(err, &e) && e.cause == nil {
@@ -78,7 +76,7 @@ Environment (ignored when running setuid or setgid):
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule.`
 
-func newRoot(o *options) *cobra.Command {
+func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "criuhook VERB",
 		Short: "Checkpoint processes that are connected to daemons outside of the checkpoint",
@@ -101,6 +99,8 @@ func newRoot(o *options) *cobra.Command {
 			return &exitError{code: exitUsage}
 		},
 	}
+	root.SetOut(stdout) // before the completion verb takes note of it
+	root.SetErr(stderr)
 	root.SetVersionTemplate(versionLine())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	f := root.PersistentFlags()

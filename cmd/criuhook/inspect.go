@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -73,7 +74,7 @@ func printInspect(w io.Writer, r *inspect.Report) error {
 	if r.Record == nil {
 		fmt.Fprintf(&b, "there is no %s: these images were not made with criuhook\n", image.RecordName)
 	} else {
-		fmt.Fprintf(&b, "made with criuhook %s", quoted(r.Record.GetWrittenBy()))
+		fmt.Fprintf(&b, "made with %s", cmp.Or(quoted(r.Record.GetWrittenBy()), "criuhook"))
 		if at := r.Time(); !at.IsZero() {
 			fmt.Fprintf(&b, " at %s", at.Format("2006-01-02 15:04:05 -0700"))
 		}

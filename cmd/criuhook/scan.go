@@ -23,7 +23,8 @@ func newScan(o *options) *cobra.Command {
 		Long: `List the unix connections whose other end is outside of a process tree: who holds
 them, who is at the other end, whether they are in use, which rule matches, and
 what a dump would do now: reconnect, hangup, wait (busy, and the rule gives it
-time) or refuse. For each refusal it says why, and what would allow it.
+time) or refuse. For each refusal it says why, and what would allow it. DIR is out
+for a connection that a process of the tree made; NAME is what it is connected to.
 
 Without --pid every process is looked at as if it, with all that descend from
 it, were to be dumped. The processes are not touched. It needs root.`,
@@ -87,20 +88,20 @@ func printScan(w io.Writer, pid int, p *plan.Plan) error {
 		return err
 	}
 	t := table{columns: []column{
-		{title: "PID", right: true}, {title: "COMMAND", least: 7}, {title: "FD", least: 5}, {title: "TYPE"},
-		{title: "PEER", least: 10, keepTail: true}, {title: "OWNER", least: 8}, {title: "UID", right: true},
-		{title: "STATE"}, {title: "RULE", least: 6}, {title: "VERDICT"},
+		{title: "PID", right: true}, {title: "COMMAND", least: 7}, {title: "FD", least: 4}, {title: "TYPE"},
+		{title: "DIR"}, {title: "NAME", least: 10, keepTail: true}, {title: "OWNER", least: 8}, {title: "UID", right: true},
+		{title: "STATE", least: 8}, {title: "RULE", least: 5}, {title: "VERDICT"},
 	}}
 	for i := range p.Decisions {
 		d := &p.Decisions[i]
 		c := &d.Connection
-		name := ""
+		by := ""
 		if d.Rule != nil {
-			name = d.Rule.Name
+			by = d.Rule.Name
 		}
 		who, fds := holders(d)
-		t.add(fmt.Sprint(d.Holder.PID), who, fds, c.Type.String(), end(c), owner(c.Peer), uid(c.Peer.UID),
-			state(d), name, d.Action.String())
+		t.add(fmt.Sprint(d.Holder.PID), who, fds, c.Type.String(), dir(c), name(c), owner(c.Peer), uid(c.Peer.UID),
+			state(d), by, d.Action.String())
 	}
 	text := t.String()
 	if notes := p.Explain(); notes != "" {
@@ -132,10 +133,18 @@ func holders(d *plan.Decision) (command, fds string) {
 	return command, fds
 }
 
-// end is the name that tells what the connection is to, or from whom.
-func end(c *sockpeer.Connection) string {
-	if c.Direction == sockpeer.Inbound && c.Name != "" {
-		return "from a client of " + c.Name.String()
+// dir is which end called connect(): out, we did; in, somebody else did.
+func dir(c *sockpeer.Connection) string {
+	if c.Direction == sockpeer.Inbound {
+		return "in"
+	}
+	return "out"
+}
+
+// name is what the end that was connected to is bound to: what rules go by.
+func name(c *sockpeer.Connection) string {
+	if c.Direction == sockpeer.Inbound {
+		return c.Name.String()
 	}
 	return c.Peer.Name.String()
 }

@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// watchdogTime is how long CRIU may run without a system call. It must
-	// exceed CRIU's own --timeout for freezing, 10 s by default.
-	watchdogTime = time.Minute
+	// watchdogTime is how long CRIU may run without a system call. Another
+	// pre-dump script, which CRIU waits for, may take its time.
+	watchdogTime = 10 * time.Minute
 	// busyInterval is how often a connection is looked at that a rule waits
 	// for.
 	busyInterval = 10 * time.Millisecond
@@ -112,6 +112,9 @@ func (t *Tracer) decide(rules *rule.Set) (map[uint32]interpose.Form, int, error)
 	}
 	snap, err := sockpeer.Scan(t.Root)
 	if err != nil {
+		return nil, 0, err
+	}
+	if err := t.warnGhosts(); err != nil {
 		return nil, 0, err
 	}
 	p := plan.Make(snap, rules)

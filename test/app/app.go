@@ -348,6 +348,9 @@ func (a *app) epollWait(fd int) error {
 	}
 	ev := make([]unix.EpollEvent, 4)
 	n, err := unix.EpollWait(a.epoll, ev, 10_000)
+	for err == unix.EINTR { // by a dump: epoll_wait is not restarted
+		n, err = unix.EpollWait(a.epoll, ev, 10_000)
+	}
 	if err != nil {
 		return err
 	}
