@@ -35,9 +35,9 @@ type Connector struct {
 
 // Connect connects an existing, unconnected socket to a name, in place: the
 // open file description stays, with its flags, options and epoll
-// registrations. It tries until ctx ends while the name is missing, refuses
-// or has a full backlog; other errors are final. Then greet, if not nil, runs
-// as the same identity.
+// registrations. It tries until ctx ends while the name is missing, refuses,
+// has a full backlog or is not open to the identity; other errors are final.
+// Then greet, if not nil, runs as the same identity.
 //
 // If the listener is not the expected one, or greet fails, the connection is
 // of no use and is shut down: a stream cannot be taken back. The error is
@@ -100,12 +100,25 @@ func disconnect(sock *Socket) error {
 	if err := unix.Shutdown(sock.fd, unix.SHUT_RDWR); err != nil {
 		return fmt.Errorf("shut down %s: %w", sock.name, err)
 	}
-	return nil
+	// What came before, half a greeting, is not for the application. Nothing
+	// more can come.
+	b := make([]byte, 4096)
+	for {
+		n, _, err := unix.Recvfrom(sock.fd, b, unix.MSG_DONTWAIT)
+		if err == unix.EINTR {
+			continue
+		}
+		if n <= 0 {
+			return nil
+		}
+	}
 }
 
 // comesBack tells the errors of a daemon that is restarting or swamped.
 func comesBack(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN) ||
+		// Many a daemon opens its socket file to others only after it listens.
+		errors.Is(err, unix.EACCES)
 }
 
 func (c *Connector) connectOnce(sock *Socket, to Name) error {

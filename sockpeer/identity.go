@@ -20,15 +20,29 @@ const keepID = ^uintptr(0)
 //
 // fn must not start goroutines that need the identity.
 func (id Identity) Do(fn func() error) error {
+	return onThread(func() error {
+		if err := id.take(); err != nil {
+			return fmt.Errorf("become uid %d, gid %d with %d groups: %w", id.UID, id.GID, len(id.Groups), err)
+		}
+		return fn()
+	})
+}
+
+// onThread runs fn on a thread of its own that is thrown away: what fn changes
+// of it must serve nobody else.
+func onThread(fn func() error) error {
 	errc := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread ends with the goroutine.
 		runtime.LockOSThread()
-		if err := id.take(); err != nil {
-			errc <- fmt.Errorf("become uid %d, gid %d with %d groups: %w", id.UID, id.GID, len(id.Groups), err)
+		if unix.Gettid() != unix.Getpid() {
+			errc <- fn()
 			return
 		}
-		errc <- fn()
+		// The first thread cannot end, and is what /proc shows of the
+		// process. While it is locked, the goroutine gets another.
+		errc <- onThread(fn)
+		runtime.UnlockOSThread()
 	}()
 	return <-errc
 }

@@ -5,7 +5,6 @@ package sockpeer
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,17 +54,12 @@ func socketNetns(sock *Socket) (netns, error) {
 	return n, nil
 }
 
-// do runs fn in the namespace, on a thread of its own that is thrown away:
-// a thread that could not go back must serve nobody else.
+// do runs fn in the namespace.
 func (n netns) do(fn func() error) error {
-	errc := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return onThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			errc <- fmt.Errorf("enter network namespace %d: %w", n.inode, err)
-			return
+			return fmt.Errorf("enter network namespace %d: %w", n.inode, err)
 		}
-		errc <- fn()
-	}()
-	return <-errc
+		return fn()
+	})
 }

@@ -264,7 +264,9 @@ func fdTables(pid int, tids []int) ([]fdTable, error) {
 	}
 	out := []fdTable{first}
 	for _, tid := range tids {
-		if tid == pid || sameFiles(pid, tid) {
+		// Not only the first thread's: that one may have ended, and the others
+		// share a table.
+		if slices.ContainsFunc(out, func(t fdTable) bool { return t.tid == tid || sameFiles(t.tid, tid) }) {
 			continue
 		}
 		t, err := readFDTable(pid, tid)

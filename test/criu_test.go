@@ -5,12 +5,12 @@ package test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,13 +32,14 @@ func criuCommand(ctx context.Context, u User, args ...string) *exec.Cmd {
 	if u.UID == 0 {
 		return exec.CommandContext(ctx, "criu", args...)
 	}
-	groups := "--clear-groups"
-	if len(u.Groups) > 0 {
-		groups = "--groups=" + strings.Trim(strings.ReplaceAll(fmt.Sprint(u.Groups), " ", ","), "[]")
-	}
-	return exec.CommandContext(ctx, "setpriv", append([]string{
-		"--ruid", strconv.Itoa(int(u.UID)), "--rgid", strconv.Itoa(int(u.GID)), groups, "criu",
+	// Not setpriv, which looks the user up, in a name service that may be
+	// stopped; nor a shell, which drops the euid.
+	const asIfSetuid = `$( = shift; $< = shift; exec { "criu" } "criu", @ARGV; die "run criu: $!"`
+	cmd := exec.CommandContext(ctx, "perl", append([]string{
+		"-e", asIfSetuid, "--", strconv.Itoa(int(u.GID)), strconv.Itoa(int(u.UID)),
 	}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: u.Groups}}
+	return cmd
 }
 
 // run runs CRIU with a log in dir.

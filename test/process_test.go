@@ -116,8 +116,21 @@ func (p *Process) Gone(t testing.TB) {
 		p.started = nil
 	}
 	eventually(t, fmt.Sprintf("the session of process %d is gone", p.PID), func() bool {
-		return errors.Is(unix.Kill(p.PID, 0), unix.ESRCH) && len(sessionOf(p.PID)) == 0
+		return isFree(p.PID) && len(sessionOf(p.PID)) == 0
 	})
+}
+
+// isFree reports whether a new process can have a pid. kill(2) does not tell:
+// the number is given back a while after the process was reaped (release_task
+// in kernel/exit.c). F_SETOWN looks the number up, not the process.
+func isFree(pid int) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETOWN, pid)
+	return errors.Is(err, unix.ESRCH)
 }
 
 // sessionOf lists the processes of a session, zombies too.

@@ -77,7 +77,12 @@ func (a *App) usePair(t testing.TB) {
 // the same images with the script.
 func (a *App) roundTrip(t testing.TB, conns ...string) (dir string) {
 	t.Helper()
-	dir = a.Dump(t)
+	return a.roundTripOf(t, a.Dump(t), conns...)
+}
+
+// roundTripOf is roundTrip of a dump that has been made.
+func (a *App) roundTripOf(t testing.TB, dir string, conns ...string) string {
+	t.Helper()
 	a.RestoreStock(t, dir)
 	a.Awake(t)
 	a.wantDead(t, conns...)

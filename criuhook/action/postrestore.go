@@ -32,6 +32,16 @@ func (s *Script) postRestore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(rec.Connections) == 0 {
+		return nil
+	}
+	set, err := image.Open(s.ImagesDir)
+	if err != nil {
+		return err
+	}
+	if err := set.Match(rec); err != nil {
+		return err
+	}
 	pids, err := restoredPIDs(s.Root)
 	if err != nil {
 		return err

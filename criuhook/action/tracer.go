@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"criuhook/criuhook/image"
 	"criuhook/criuhook/interpose"
@@ -85,8 +86,11 @@ func (t *Tracer) awaitIdle(rules *rule.Set, watchdog *time.Timer) error {
 		return nil
 	}
 	start := time.Now()
-	tick := time.NewTicker(busyInterval)
-	defer tick.Stop()
+	criu, err := unix.PidfdOpen(t.CRIU, 0)
+	if err != nil {
+		return fmt.Errorf("watch CRIU, process %d: %w", t.CRIU, err)
+	}
+	defer unix.Close(criu)
 	for {
 		snap, err := sockpeer.Scan(t.Root)
 		if err != nil {
@@ -101,7 +105,15 @@ func (t *Tracer) awaitIdle(rules *rule.Set, watchdog *time.Timer) error {
 			return errors.New(p.Explain())
 		}
 		watchdog.Reset(watchdogTime)
-		<-tick.C
+		// A pidfd is readable once the process has ended (pidfd_open(2)).
+		end := []unix.PollFd{{Fd: int32(criu), Events: unix.POLLIN}}
+		n, err := unix.Poll(end, int(busyInterval.Milliseconds()))
+		if err != nil && err != unix.EINTR {
+			return fmt.Errorf("watch CRIU, process %d: %w", t.CRIU, err)
+		}
+		if n > 0 {
+			return interpose.ErrEnded
+		}
 	}
 }
 

@@ -29,9 +29,11 @@ type Tracer struct {
 	pid int
 	// call is the system call CRIU is in, set at its entry.
 	call syscallEntry
-	done int // dumps of unix sockets read to their end
+	done int // dumps of unix sockets of the frozen tree read to their end
 	// inUnixDump: CRIU has asked for unix sockets and not read the last yet.
 	inUnixDump bool
+	// asked: it has just done so.
+	asked bool
 }
 
 // New begins to trace CRIU: when it returns, CRIU runs on and every system
@@ -50,6 +52,9 @@ func New(criu int) (*Tracer, error) {
 	stop, err := t.wait()
 	if err != nil {
 		return nil, err
+	}
+	if stop.exited {
+		return nil, ErrEnded
 	}
 	if err := t.resume(stop); err != nil {
 		return nil, err
@@ -71,19 +76,33 @@ func cannotTrace(criu int, err error) error {
 	return fmt.Errorf("%w: CRIU is process %d: %w", ErrTraced, criu, err)
 }
 
-// TracerOf returns who traces a process, 0 for nobody (TracerPid, proc(5)).
+// TracerOf returns the process that traces another one, 0 for nobody.
 func TracerOf(pid int) int {
+	thread := statusNumber(pid, "TracerPid")
+	if thread == 0 {
+		return 0
+	}
+	// TracerPid is the thread that called ptrace(2), for which proc(5) has
+	// a directory too.
+	if by := statusNumber(thread, "Tgid"); by != 0 {
+		return by
+	}
+	return thread // it is just ending
+}
+
+// statusNumber reads a number from /proc/PID/status (proc(5)); 0: not there.
+func statusNumber(pid int, key string) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
-	_, rest, ok := strings.Cut(string(b), "\nTracerPid:")
+	_, rest, ok := strings.Cut(string(b), "\n"+key+":")
 	if !ok {
 		return 0
 	}
 	line, _, _ := strings.Cut(rest, "\n")
-	by, _ := strconv.Atoi(strings.TrimSpace(line))
-	return by
+	n, _ := strconv.Atoi(strings.TrimSpace(line))
+	return n
 }
 
 // Run follows CRIU until it has read what it wants from sock_diag, or ends,
@@ -111,11 +130,13 @@ func (t *Tracer) Run(decide Decide, alive func()) error {
 				t.detach()
 				return err
 			}
-			if t.inUnixDump && wanted == 0 {
+			if t.asked && wanted == 0 {
 				if forms, wanted, err = decide(); err != nil {
 					t.detach()
 					return err
 				}
+				// What it read of a running tree counts for nothing.
+				t.asked, t.done = false, 0
 			}
 			if err := t.answer(buf, forms); err != nil {
 				t.detach()
@@ -218,6 +239,7 @@ func (t *Tracer) step() (remote, error) {
 	}
 	if sent {
 		t.inUnixDump = asksForUnix(buf.data)
+		t.asked = t.inUnixDump
 		return remote{}, nil
 	}
 	return buf, nil

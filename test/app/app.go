@@ -153,6 +153,8 @@ func (a *app) do(cmd *Command, ans *Answer) error {
 		return a.acceptOne(cmd.Conn, cmd.To)
 	case "ghost":
 		return a.ghost(cmd.Conn, int64(cmd.Value))
+	case "trace": // process Value, until it ends
+		return trace(cmd.Value)
 	case "threads":
 		for range cmd.Threads {
 			go func() {

@@ -5,6 +5,7 @@ package app
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,4 +78,23 @@ func (a *app) ghost(conn string, size int64) error {
 	}
 	a.keep(conn, fd)
 	return nil
+}
+
+// trace holds a process as a debugger would that stops it nowhere.
+func trace(pid int) error {
+	seized := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // ptrace(2) knows threads only
+		err := unix.PtraceSeize(pid)
+		seized <- err
+		for err == nil {
+			var ws unix.WaitStatus
+			if _, err = unix.Wait4(pid, &ws, unix.WALL, nil); err == unix.EINTR {
+				err = nil
+			} else if err == nil && ws.Stopped() {
+				_ = unix.PtraceCont(pid, int(ws.StopSignal())) // killed: the next wait says so
+			}
+		}
+	}()
+	return <-seized
 }

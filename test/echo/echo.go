@@ -38,6 +38,7 @@ type Server struct {
 	conns   []net.Conn
 	delay   time.Duration
 	held    bool // answers wait for Release
+	hello   string
 }
 
 // Listen starts a daemon. network is "unix" or "unixpacket"; a name that
@@ -147,6 +148,12 @@ func peerGroups(fd int) ([]uint32, error) {
 // what ends in a newline is one request.
 func (s *Server) serve(c net.Conn, cl *Client) {
 	defer c.Close()
+	s.mu.Lock()
+	hello := s.hello
+	s.mu.Unlock()
+	if hello != "" {
+		_, _ = io.WriteString(c, hello) // who has gone already shows below
+	}
 	buf := make([]byte, 0, 64<<10)
 	for {
 		n, err := c.Read(buf[len(buf):cap(buf)])
@@ -187,6 +194,9 @@ func (s *Server) update(fn func()) {
 
 // Delay makes every answer wait.
 func (s *Server) Delay(d time.Duration) { s.update(func() { s.delay = d }) }
+
+// Greet makes the daemon speak first, on connections to come.
+func (s *Server) Greet(hello string) { s.update(func() { s.hello = hello }) }
 
 // Hold makes answers wait until Release.
 func (s *Server) Hold() { s.update(func() { s.held = true }) }
