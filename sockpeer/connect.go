@@ -100,16 +100,25 @@ func disconnect(sock *Socket) error {
 	if err := unix.Shutdown(sock.fd, unix.SHUT_RDWR); err != nil {
 		return fmt.Errorf("shut down %s: %w", sock.name, err)
 	}
-	// What came before, half a greeting, is not for the application. Nothing
-	// more can come.
+	drain(sock)
+	return nil
+}
+
+// drain throws away what came before a shutdown, half a greeting, which is not
+// for the application. Nothing more can come.
+func drain(sock *Socket) {
+	// A read of nothing is the end, or an empty packet: more of these than fit
+	// into a queue (net.core.wmem_max) are the end.
+	const manyEmpty = 4096
 	b := make([]byte, 4096)
-	for {
+	for empty := 0; empty < manyEmpty; {
 		n, _, err := unix.Recvfrom(sock.fd, b, unix.MSG_DONTWAIT)
-		if err == unix.EINTR {
-			continue
-		}
-		if n <= 0 {
-			return nil
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return // reset: there is nothing left
+		case n == 0:
+			empty++
 		}
 	}
 }
