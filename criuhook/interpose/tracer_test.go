@@ -29,6 +29,7 @@ type tracee struct {
 	pid int
 	in  io.Writer
 	out *bufio.Reader
+	raw *os.File // under out
 }
 
 func start(t *testing.T) *tracee {
@@ -48,7 +49,7 @@ func start(t *testing.T) *tracee {
 		unix.Kill(cmd.Process.Pid, unix.SIGKILL)
 		cmd.Wait() // ECHILD if the tracer has waited for it
 	})
-	p := &tracee{t: t, pid: cmd.Process.Pid, in: in, out: bufio.NewReader(out)}
+	p := &tracee{t: t, pid: cmd.Process.Pid, in: in, out: bufio.NewReader(out), raw: out.(*os.File)}
 	if got := p.hear(); got != "ready" {
 		t.Fatal(got)
 	}
@@ -337,9 +338,7 @@ func TestRunSignals(t *testing.T) {
 	p.asleep()
 	p.tell("ping")
 	p.asleep()
-	if p.out.Buffered() > 0 {
-		t.Error("a stopped process answers")
-	}
+	p.silent()
 	check(t, unix.Kill(p.pid, unix.SIGCONT))
 	if got := p.hear(); got != "pong" {
 		t.Error(got)
@@ -357,6 +356,7 @@ func TestNewStopped(t *testing.T) {
 	tr := follow(t, p.pid, never)
 	p.tell("ping")
 	p.asleep()
+	p.silent()
 	check(t, unix.Kill(p.pid, unix.SIGCONT))
 	if got := p.hear(); got != "pong" {
 		t.Error(got)
@@ -365,6 +365,18 @@ func TestNewStopped(t *testing.T) {
 	if err := tr.ended(); !errors.Is(err, interpose.ErrEnded) {
 		t.Error(err)
 	}
+}
+
+// silent asserts that it has said nothing that was not heard.
+func (p *tracee) silent() {
+	p.t.Helper()
+	conn, err := p.raw.SyscallConn()
+	check(p.t, err)
+	check(p.t, conn.Control(func(fd uintptr) {
+		if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err != nil || n > 0 || p.out.Buffered() > 0 {
+			p.t.Errorf("a stopped process answers: %d bytes, %v", n, err)
+		}
+	}))
 }
 
 // asleep waits until the process is in a stop it does not leave: seen in it
