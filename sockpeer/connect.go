@@ -14,8 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// fileSystemTime is how much longer than asked for Connect waits for a look-up
+// of a path to end.
+const fileSystemTime = time.Second
+
 // ErrListener: somebody else than expected listens at a name.
 var ErrListener = errors.New("the listener belongs to another user")
+
+// errLate: time was over before the first attempt, or while a path was walked.
+var errLate = errors.New("there was no time to try")
 
 // retryInterval is how often Connect tries again while a daemon is away.
 // There is no event for a socket file that is to come back with a listener.
@@ -51,7 +58,7 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 		return err
 	}
 	defer restore()
-	if err := c.As.Do(func() error { return c.retry(ctx, sock, to) }); err != nil {
+	if err := c.inTime(ctx, func() error { return c.retry(ctx, sock, to) }); err != nil {
 		return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
 	}
 	// Not as the identity, which may not look: SIOCGSKNS takes CAP_NET_ADMIN.
@@ -65,17 +72,42 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 	return nil
 }
 
+// inTime runs fn as the identity. fn sees to ctx itself, but the kernel may
+// hold it in a file system that does not answer (FUSE, NFS, an automount): then
+// its thread is left behind.
+func (c *Connector) inTime(ctx context.Context, fn func() error) error {
+	errc := make(chan error, 1)
+	go func() { errc <- c.As.Do(fn) }()
+	select {
+	case err := <-errc:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-errc:
+		return err
+	case <-time.After(fileSystemTime):
+		return errors.New("the file system it is in does not answer")
+	}
+}
+
 func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) error {
 	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
+	last := errLate
 	for {
-		err := c.connectOnce(sock, to)
-		if err == nil || !comesBack(err) {
+		err := c.connectOnce(ctx, sock, to)
+		if err == nil || !comesBack(err) && !errors.Is(err, errLate) {
 			return err
+		}
+		if !errors.Is(err, errLate) {
+			last = err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("until the time was over: %w", last)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("until the time was over: %w", err)
 		case <-tick.C:
 		}
 	}
@@ -130,7 +162,7 @@ func comesBack(err error) bool {
 		errors.Is(err, unix.EACCES)
 }
 
-func (c *Connector) connectOnce(sock *Socket, to Name) error {
+func (c *Connector) connectOnce(ctx context.Context, sock *Socket, to Name) error {
 	if to.Abstract() {
 		return connectRaw(sock.fd, to)
 	}
@@ -145,6 +177,9 @@ func (c *Connector) connectOnce(sock *Socket, to Name) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if ctx.Err() != nil {
+		return errLate // nobody may wait for it any more, and sock be closed
+	}
 	return connectRaw(sock.fd, Name(fmt.Sprintf("/proc/thread-self/fd/%d", fd)))
 }
 
@@ -229,6 +264,9 @@ func DgramPeerUID(sock *Socket) (int64, error) {
 	return peer.uid, nil
 }
 
+// hangupBacklog leaves room for strangers at Hangup's listener.
+const hangupBacklog = 64
+
 // Hangup makes an unconnected stream or seqpacket socket a dead connection:
 // EOF for readers, EPIPE for writers, as after the daemon's end. It connects
 // it in place to a listener that goes away at once. A datagram socket stays
@@ -249,7 +287,7 @@ func Hangup(sock *Socket) error {
 	var l int
 	// Abstract names belong to a network namespace: the socket's own.
 	err = ns.do(func() (err error) {
-		l, err = unix.Socket(unix.AF_UNIX, int(t)|unix.SOCK_CLOEXEC, 0)
+		l, err = unix.Socket(unix.AF_UNIX, int(t)|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		return err
 	})
 	if err != nil {
@@ -260,7 +298,7 @@ func Hangup(sock *Socket) error {
 	if err := unix.Bind(l, &unix.SockaddrUnix{}); err != nil {
 		return fmt.Errorf("hang up: bind a listener: %w", err)
 	}
-	if err := unix.Listen(l, 1); err != nil {
+	if err := unix.Listen(l, hangupBacklog); err != nil {
 		return fmt.Errorf("hang up: listen: %w", err)
 	}
 	sa, err := unix.Getsockname(l)
@@ -277,11 +315,18 @@ func Hangup(sock *Socket) error {
 		return fmt.Errorf("hang up: connect to a listener that will go: %w", err)
 	}
 	// Accepted: what goes while it waits in the backlog reads as ECONNRESET.
-	end, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("hang up: accept: %w", err)
+	// Others can see the name too, so ours need not be the first.
+	for {
+		end, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		switch {
+		case err == nil:
+			unix.Close(end)
+		case err == unix.EAGAIN:
+			return nil
+		case err != unix.EINTR && err != unix.ECONNABORTED:
+			return fmt.Errorf("hang up: accept: %w", err)
+		}
 	}
-	return unix.Close(end)
 }
 
 // setNonblock makes sure that connect() on the socket does not wait, and

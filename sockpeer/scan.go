@@ -19,8 +19,13 @@ const maxPasses = 3
 
 // Scan returns the connections of the tree below root whose other half is
 // outside of it.
-func Scan(root int) (*Snapshot, error) {
+func Scan(root int) (*Snapshot, error) { return ScanStopped(root, nil) }
+
+// ScanStopped is Scan for a tree whose threads have been stopped. calls is what
+// was noted of them before.
+func ScanStopped(root int, calls Calls) (*Snapshot, error) {
 	s := newScan()
+	s.calls = calls
 	defer s.close()
 	for range maxPasses {
 		pids, err := Tree(root)
@@ -87,6 +92,7 @@ type scan struct {
 	// owners are the holders of sockets, of the processes in owned.
 	owners map[uint32]int
 	owned  map[int]bool
+	calls  Calls
 }
 
 func newScan() *scan {
@@ -206,7 +212,7 @@ func (s *scan) snapshot() (*Snapshot, error) {
 	if err := s.findMissing(); err != nil {
 		return nil, err
 	}
-	out := &Snapshot{Processes: map[int]Process{}, Netns: slices.Sorted(slices.Values(s.tasksNetns))}
+	out := &Snapshot{Processes: map[int]Process{}, Netns: slices.Compact(slices.Sorted(slices.Values(s.tasksNetns)))}
 	for ino, holders := range s.holders {
 		sk, ok := s.sockets[ino]
 		if !ok {
@@ -350,7 +356,8 @@ func (s *scan) connection(sk diagSocket, holders []Holder) (Connection, bool, er
 		f.Close()
 	}
 	c.Direction = s.direction(sk, c.Peer)
-	s.findOwner(&c)
+	// Not accepted: the listener is all that somebody holds.
+	s.findOwner(&c.Peer, cmp.Or(sk.peer, listener))
 
 	slices.SortFunc(holders, func(a, b Holder) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.FD, b.FD), cmp.Compare(a.TID, b.TID))
@@ -403,23 +410,19 @@ func (s *scan) direction(sk diagSocket, peer Peer) Direction {
 	return Outbound
 }
 
-// findOwner fills in who holds the peer's half. SO_PEERCRED names who called
-// listen(), which under socket activation is somebody else.
-func (s *scan) findOwner(c *Connection) {
-	pid := c.Peer.PID
-	if c.Peer.Inode != 0 {
-		s.readOwners(pid)
-		if _, ok := s.owners[c.Peer.Inode]; !ok {
-			s.readAllOwners()
-		}
-		if owner, ok := s.owners[c.Peer.Inode]; ok {
-			pid = owner
-		}
+// findOwner fills in who holds the peer's half, or its listener. SO_PEERCRED
+// names who called listen(): under socket activation that is somebody else,
+// and after its end the pid may be anybody's.
+func (s *scan) findOwner(p *Peer, inode uint32) {
+	s.readOwners(p.PID)
+	if _, ok := s.owners[inode]; !ok && inode != 0 {
+		s.readAllOwners()
 	}
-	c.Peer.PID = pid
-	if pid != 0 {
-		c.Peer.Exe = readExe(pid)
+	pid, ok := s.owners[inode]
+	if !ok {
+		return
 	}
+	p.PID, p.Exe = pid, readExe(pid)
 }
 
 // readOwners reads which sockets a process holds, once a scan.
@@ -471,7 +474,7 @@ func (s *scan) addWaiters(conns []Connection) {
 			tids = []int{t.tid}
 		}
 		for _, tid := range tids {
-			for _, w := range socketWaits(t.pid, tid, ours) {
+			for _, w := range socketWaits(t.pid, tid, ours, s.calls[tid]) {
 				c := byInode[ours[w.FD]]
 				c.Waiters = append(c.Waiters, w)
 			}

@@ -9,3 +9,6 @@ func init() {
 	waitCalls[unix.SYS_SELECT] = waitCall{"select", waitSelect}
 	waitCalls[unix.SYS_EPOLL_WAIT] = waitCall{"epoll_wait", waitEpoll}
 }
+
+// hidesCalls: a stopped thread does not show the system call it is in.
+const hidesCalls = false

@@ -172,7 +172,8 @@ type Peer struct {
 	PID int `json:"pid,omitempty"`
 	// UID is the user who called listen(), as SO_PEERCRED tells, or, for
 	// datagrams, who made the socket; -1: not known.
-	UID int64  `json:"uid"`
+	UID int64 `json:"uid"`
+	// Exe is the program of PID, if that holds the peer's half or listens.
 	Exe string `json:"exe,omitempty"`
 }
 
@@ -191,6 +192,9 @@ type Waiter struct {
 }
 
 func (w Waiter) String() string {
+	if w.Syscall == unknownCall {
+		return fmt.Sprintf("thread %d may wait on fd %d, in %s", w.TID, w.FD, unknownCall)
+	}
 	return fmt.Sprintf("thread %d waits in %s on fd %d", w.TID, w.Syscall, w.FD)
 }
 

@@ -41,13 +41,18 @@ const (
 )
 
 // socketWaits returns which fds of one thread's table the thread is blocked
-// on, with the name of the system call. sockets maps fds to inodes.
-func socketWaits(pid, tid int, sockets map[int]uint32) []Waiter {
+// on, with the name of the system call. sockets maps fds to inodes; before is what
+// [Calls] noted of the thread.
+func socketWaits(pid, tid int, sockets map[int]uint32, before string) []Waiter {
 	b, err := os.ReadFile(procPath(pid, "task", strconv.Itoa(tid), "syscall"))
 	if err != nil {
 		return nil // gone
 	}
-	nr, args, ok := parseSyscall(string(b))
+	text, unknown := blockedIn(tid, string(b), before)
+	if unknown {
+		return waitsForAny(pid, tid, sockets)
+	}
+	nr, args, ok := parseSyscall(text)
 	if !ok {
 		return nil
 	}

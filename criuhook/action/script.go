@@ -55,7 +55,7 @@ func FromEnvironment(getenv func(string) string) (*Script, error) {
 	// The parent is somebody else if a script of the user's calls us.
 	if rest, ok := strings.CutPrefix(s.ImagesDir, "/proc/"); ok {
 		pid, _, _ := strings.Cut(rest, "/")
-		if n, err := strconv.Atoi(pid); err == nil {
+		if n, err := strconv.Atoi(pid); err == nil && n > 0 {
 			s.CRIU = n
 		}
 	}

@@ -56,7 +56,9 @@ func (t *Tracer) Run() error {
 	}
 	fmt.Fprintln(status, ready)
 	status.Close()
-	err = tracer.Run(func() (map[uint32]interpose.Form, int, error) { return t.decide(rules) },
+	calls := sockpeer.Calls{}
+	tracer.BeforeSeize = calls.Note
+	err = tracer.Run(func() (map[uint32]interpose.Form, int, error) { return t.decide(rules, calls) },
 		func() { watchdog.Reset(watchdogTime) })
 	if errors.Is(err, interpose.ErrEnded) {
 		return nil // CRIU has said why
@@ -118,11 +120,11 @@ func (t *Tracer) awaitIdle(rules *rule.Set, watchdog *time.Timer) error {
 }
 
 // decide scans the frozen tree and writes the plan.
-func (t *Tracer) decide(rules *rule.Set) (map[uint32]interpose.Form, int, error) {
+func (t *Tracer) decide(rules *rule.Set, calls sockpeer.Calls) (map[uint32]interpose.Form, int, error) {
 	if interpose.TracerOf(t.Root) != t.CRIU {
 		return nil, 0, nil // CRIU has not seized the tree yet
 	}
-	snap, err := sockpeer.Scan(t.Root)
+	snap, err := sockpeer.ScanStopped(t.Root, calls)
 	if err != nil {
 		return nil, 0, err
 	}

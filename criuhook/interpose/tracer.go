@@ -26,6 +26,10 @@ type Decide func() (forms map[uint32]Form, netns int, err error)
 // Tracer follows one CRIU process. Its methods must be called from one
 // goroutine, which New locks to its thread: ptrace(2) knows threads only.
 type Tracer struct {
+	// BeforeSeize, if not nil, is called with each thread that CRIU is about
+	// to seize, and then stops.
+	BeforeSeize func(tid int)
+
 	pid int
 	// call is the system call CRIU is in, set at its entry.
 	call syscallEntry
@@ -224,6 +228,9 @@ func (t *Tracer) step() (remote, error) {
 	switch info.op {
 	case opEntry:
 		t.call = syscallEntry{nr: info.nr, args: info.args}
+		if t.BeforeSeize != nil && info.nr == unix.SYS_PTRACE && info.args[0] == unix.PTRACE_SEIZE {
+			t.BeforeSeize(int(info.args[1]))
+		}
 		return remote{}, nil
 	case opExit:
 	default:
