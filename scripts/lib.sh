@@ -17,6 +17,20 @@ root=$cache/root-$suite-$(printf '%s' "$packages" | sha256sum | cut -c1-12)
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
 
+# use_go: finds Go, and makes it keep what it downloads and builds in the cache.
+use_go() {
+	command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+	command -v go >/dev/null ||
+		die "Go is missing; it must be in PATH ($(grep '^go ' "$top/go.mod") or newer, https://go.dev/dl)"
+	mkdir -p "$cache/bin" "$cache/tmp" || die "cannot make the cache folder $cache; CRIUHOOK_CACHE names another"
+	# What the user has set with "go env -w", a module proxy for one, stays.
+	GOENV=$(go env GOENV)
+	# Modules are read-only else, and rm -rf would not remove the cache.
+	GOFLAGS="$(go env GOFLAGS) -modcacherw"
+	# Go counts its own use below XDG_CONFIG_HOME.
+	export GOENV GOFLAGS GOCACHE=$cache/go-build GOMODCACHE=$cache/go-mod XDG_CONFIG_HOME=$cache/config
+}
+
 # need_package COMMAND PACKAGE: installs a Debian package when COMMAND is missing.
 need_package() {
 	command -v "$1" >/dev/null && return

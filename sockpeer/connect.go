@@ -38,6 +38,9 @@ type Connector struct {
 	// ListenerUID is who must have called listen(); -1: anybody. Datagram
 	// sockets do not tell, see [DgramPeerUID].
 	ListenerUID int64
+	// Slots, if not nil, bounds how many threads connect at the same time,
+	// of all Connectors that share it: an attempt holds one place in it.
+	Slots chan struct{}
 }
 
 // Connect connects an existing, unconnected socket to a name, in place: the
@@ -58,7 +61,7 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 		return err
 	}
 	defer restore()
-	if err := c.inTime(ctx, func() error { return c.retry(ctx, sock, to) }); err != nil {
+	if err := c.retry(ctx, sock, to); err != nil {
 		return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
 	}
 	// Not as the identity, which may not look: SIOCGSKNS takes CAP_NET_ADMIN.
@@ -76,6 +79,10 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 // hold it in a file system that does not answer (FUSE, NFS, an automount): then
 // its thread is left behind.
 func (c *Connector) inTime(ctx context.Context, fn func() error) error {
+	if c.Slots != nil {
+		c.Slots <- struct{}{}
+		defer func() { <-c.Slots }()
+	}
 	errc := make(chan error, 1)
 	go func() { errc <- c.As.Do(fn) }()
 	select {
@@ -96,7 +103,7 @@ func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) error {
 	defer tick.Stop()
 	last := errLate
 	for {
-		err := c.connectOnce(ctx, sock, to)
+		err := c.inTime(ctx, func() error { return c.connectOnce(ctx, sock, to) })
 		if err == nil || !comesBack(err) && !errors.Is(err, errLate) {
 			return err
 		}

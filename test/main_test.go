@@ -25,6 +25,7 @@ rules:
   - {name: t-refuse, path: /tmp/*/*/refuse*, idle: refuse}
   - {name: t-busy-refuse, path: /tmp/*/*/busyrefuse*, idle: reconnect, busy: refuse}
   - {name: t-wait, path: /tmp/*/*/wait*, idle: reconnect, busy: wait, patience: 3s}
+  - {name: t-slow, path: /tmp/*/*/slow*, idle: reconnect, timeout: 4s}
   - {name: t-moved, path: /tmp/*/*/moved*, idle: reconnect, to: /tmp/criuhook-test-moved}
 `
 

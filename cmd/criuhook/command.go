@@ -70,9 +70,9 @@ Files:
   DIR/criuhook.img              what became of the connections, beside CRIU's images
 
 Environment (ignored when running setuid or setgid):
-  CRIUHOOK_CONFIG     configuration file, like --config
+  CRIUHOOK_CONFIG     configuration file (absolute path), like --config
   CRIUHOOK_LOG_LEVEL  like --log-level
-  CRIUHOOK_LOG_FILE   append the log to this file
+  CRIUHOOK_LOG_FILE   append the log to this file (absolute path)
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule.`
 

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 
 	"criuhook/criuhook/rule"
 )
@@ -17,17 +19,31 @@ func environment(name string) string {
 	return os.Getenv(name)
 }
 
+// environmentPath reads a variable of ours that names a file. CRIU starts
+// scripts, and those start processes, in directories of their own choice.
+func environmentPath(name string) (string, error) {
+	path := environment(name)
+	if path != "" && !filepath.IsAbs(path) {
+		return "", fmt.Errorf("%s=%s: must be an absolute path", name, path)
+	}
+	return path, nil
+}
+
 // configuration is where the rules come from.
 type configuration struct {
 	file string // --config; "": environment, then the default
 }
 
 func (c configuration) load() (*rule.Set, error) {
-	switch env := environment("CRIUHOOK_CONFIG"); {
-	case c.file != "":
+	if c.file != "" {
 		return rule.Load(c.file, true)
-	case env != "":
-		return rule.Load(env, true)
+	}
+	file, err := environmentPath("CRIUHOOK_CONFIG")
+	if err != nil {
+		return nil, err
+	}
+	if file != "" {
+		return rule.Load(file, true)
 	}
 	return rule.Load(rule.DefaultConfig, false)
 }

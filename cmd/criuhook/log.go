@@ -53,7 +53,11 @@ func newLogger(out io.Writer, o logOptions) (*logrus.Logger, error) {
 	if o.format == "json" {
 		log.SetFormatter(&logrus.JSONFormatter{})
 	}
-	if name := environment("CRIUHOOK_LOG_FILE"); name != "" {
+	name, err := environmentPath("CRIUHOOK_LOG_FILE")
+	if err != nil {
+		return nil, err
+	}
+	if name != "" {
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("open CRIUHOOK_LOG_FILE: %w", err)

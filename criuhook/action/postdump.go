@@ -15,30 +15,31 @@ import (
 // complete and the tree is still frozen; if this fails, CRIU lets the
 // application run on and the dump counts as failed.
 func (s *Script) postDump() error {
-	id, err := s.dumpID()
+	id, err := dumpID(s.CRIU)
 	if err != nil {
 		return err
 	}
 	rec, err := image.ReadPlan(s.ImagesDir)
-	if errors.Is(err, image.ErrNoRecord) {
+	if err != nil && !errors.Is(err, image.ErrNoRecord) {
+		return err
+	}
+	if rec == nil || rec.DumpId != id {
 		if done, e := image.ReadRecord(s.ImagesDir); e == nil && done.DumpId == id {
 			return nil // an earlier run of this script
 		}
-		return errors.New("the connections that leave the tree were not settled when CRIU froze it: " +
-			"a rule refused one, or the process that followed CRIU was killed; the messages of criuhook above say which. " +
-			"The application runs on, and these images must not be used")
-	}
-	if err != nil {
-		return err
-	}
-	if rec.DumpId != id {
-		return fmt.Errorf("%s in the images directory is of another dump (%s, this is %s): use a directory of its own for every dump", image.PlanName, rec.DumpId, id)
+		// A record of an earlier dump must not stand beside these images.
+		return errors.Join(image.RemoveStale(s.ImagesDir), errors.New("the connections that leave the tree were not settled when CRIU froze it: "+
+			"a rule refused one, or the process that followed CRIU was killed; the messages of criuhook above say which. "+
+			"The application runs on, and these images must not be used"))
 	}
 	if err := s.recheck(rec); err != nil {
 		return err
 	}
 	if err := image.Normalize(s.ImagesDir, rec); err != nil {
 		return err
+	}
+	for _, c := range rec.Caches {
+		s.Log.Infof("%s: %d mappings are zero pages in the images, %d fds /dev/null: a client opens the cache anew", c.Path, c.Mappings, c.Fds)
 	}
 	return image.Commit(s.ImagesDir, rec)
 }

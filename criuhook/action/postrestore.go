@@ -19,8 +19,12 @@ import (
 	"criuhook/sockpeer/prelude"
 )
 
-// maxConnecting bounds the threads that connect at the same time.
-const maxConnecting = 64
+// Bounds on what runs at the same time: threads that connect, and connections
+// that are being made or wait for their daemon.
+const (
+	maxConnecting = 64
+	maxPending    = 4096
+)
 
 // postRestore connects the dormant sockets. All tasks exist and none runs yet.
 func (s *Script) postRestore(ctx context.Context) error {
@@ -46,22 +50,22 @@ func (s *Script) postRestore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// One start for all: their times run side by side, also of those that
-	// wait for a thread.
+	// One start for all: their times run side by side.
 	start := time.Now()
 	errs := make([]error, len(rec.Connections))
 	var wg sync.WaitGroup
-	free := make(chan struct{}, maxConnecting)
+	pending := make(chan struct{}, maxPending)
+	slots := make(chan struct{}, maxConnecting)
 	for i, c := range rec.Connections {
 		if c.Action != proto.Action_ACTION_RECONNECT {
 			continue
 		}
 		wg.Go(func() {
-			free <- struct{}{}
-			defer func() { <-free }()
+			pending <- struct{}{}
+			defer func() { <-pending }()
 			ctx, cancel := context.WithDeadline(ctx, start.Add(time.Duration(c.Reconnect.TimeoutNs)))
 			defer cancel()
-			errs[i] = s.reconnect(ctx, c, pids)
+			errs[i] = s.reconnect(ctx, c, pids, slots)
 		})
 	}
 	wg.Wait()
@@ -93,7 +97,7 @@ func restoredPIDs(root int) (map[int]int, error) {
 }
 
 // reconnect connects one dormant socket, or does what its rule says.
-func (s *Script) reconnect(ctx context.Context, c *proto.Connection, pids map[int]int) error {
+func (s *Script) reconnect(ctx context.Context, c *proto.Connection, pids map[int]int, slots chan struct{}) error {
 	sock, pid, err := dormant(c, pids)
 	if err != nil {
 		return fmt.Errorf("%s: %w", describe(c), err)
@@ -103,7 +107,7 @@ func (s *Script) reconnect(ctx context.Context, c *proto.Connection, pids map[in
 		return nil
 	}
 	defer sock.Close()
-	err = connect(ctx, sock, pid, c)
+	err = connect(ctx, sock, pid, c, slots)
 	if err == nil {
 		s.Log.Infof("%s: reconnected as uid %d", describe(c), c.GetIdentity().GetUid())
 		return nil
@@ -146,7 +150,7 @@ func dormant(c *proto.Connection, pids map[int]int) (*sockpeer.Socket, int, erro
 	return sock, pid, nil
 }
 
-func connect(ctx context.Context, sock *sockpeer.Socket, pid int, c *proto.Connection) error {
+func connect(ctx context.Context, sock *sockpeer.Socket, pid int, c *proto.Connection, slots chan struct{}) error {
 	// O_PATH on the link: a directory in the task's own mount namespace.
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -164,6 +168,7 @@ func connect(ctx context.Context, sock *sockpeer.Socket, pid int, c *proto.Conne
 		Root:        root,
 		As:          as,
 		ListenerUID: c.Reconnect.ListenerUid,
+		Slots:       slots,
 	}
 	return conn.Connect(ctx, sock, to, func() error {
 		return prelude.Run(c.Reconnect.Prelude, sock.Stream(ctx), prelude.Peer{Path: to.Pattern(), UID: id.GetUid()})

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 
-	"criuhook/criuhook/image"
 	"criuhook/criuhook/interpose"
 )
 
@@ -35,9 +34,6 @@ func (s *Script) preDump() error {
 	if by := interpose.TracerOf(s.CRIU); by != 0 && isOurTracer(by) {
 		s.Log.Debugf("process %d, of an earlier run of this script, follows CRIU already", by)
 		return nil
-	}
-	if err := image.RemoveStale(s.ImagesDir); err != nil {
-		return err
 	}
 	dir, err := os.Open(s.ImagesDir)
 	if err != nil {

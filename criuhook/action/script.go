@@ -103,10 +103,10 @@ func (s *Script) Run(ctx context.Context) error {
 
 // dumpID tells this dump from every other one: CRIU's pid, and when it was
 // started (proc(5), field 22 of stat, clock ticks since boot).
-func (s *Script) dumpID() (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.CRIU))
+func dumpID(criu int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", criu))
 	if err != nil {
-		return "", fmt.Errorf("look up CRIU, process %d: %w", s.CRIU, err)
+		return "", fmt.Errorf("look up CRIU, process %d: %w", criu, err)
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -115,7 +115,7 @@ func (s *Script) dumpID() (string, error) {
 	const starttime = 22 - 3 // after the name, field 2
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 	if len(f) <= starttime {
-		return "", fmt.Errorf("read /proc/%d/stat: %d fields", s.CRIU, len(f))
+		return "", fmt.Errorf("read /proc/%d/stat: %d fields", criu, len(f))
 	}
-	return fmt.Sprintf("%s-%d-%s", strings.TrimSpace(string(boot)), s.CRIU, f[starttime]), nil
+	return fmt.Sprintf("%s-%d-%s", strings.TrimSpace(string(boot)), criu, f[starttime]), nil
 }

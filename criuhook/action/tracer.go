@@ -22,6 +22,8 @@ const (
 	// watchdogTime is how long CRIU may run without a system call. Another
 	// pre-dump script, which CRIU waits for, may take its time.
 	watchdogTime = 10 * time.Minute
+	// frozenTime is how long deciding may take, while the tree is frozen.
+	frozenTime = 30 * time.Second
 	// busyInterval is how often a connection is looked at that a rule waits
 	// for.
 	busyInterval = 10 * time.Millisecond
@@ -42,10 +44,7 @@ type Tracer struct {
 // plan that is missing.
 func (t *Tracer) Run() error {
 	status := os.NewFile(tracerStatusFD, "status")
-	watchdog := time.AfterFunc(watchdogTime, func() {
-		t.Log.Errorf("CRIU, process %d, has made no system call for %v: it is left alone, and cannot dump what leaves the tree", t.CRIU, watchdogTime)
-		os.Exit(1) // the kernel detaches us from CRIU
-	})
+	watchdog := time.AfterFunc(watchdogTime, t.giveUp)
 	defer watchdog.Stop()
 
 	rules, tracer, err := t.prepare(watchdog)
@@ -58,12 +57,23 @@ func (t *Tracer) Run() error {
 	status.Close()
 	calls := sockpeer.Calls{}
 	tracer.BeforeSeize = calls.Note
-	err = tracer.Run(func() (map[uint32]interpose.Form, int, error) { return t.decide(rules, calls) },
-		func() { watchdog.Reset(watchdogTime) })
+	decide := func() (map[uint32]interpose.Form, int, error) {
+		watchdog.Reset(frozenTime)
+		return t.decide(rules, calls)
+	}
+	err = tracer.Run(decide, func() { watchdog.Reset(watchdogTime) })
 	if errors.Is(err, interpose.ErrEnded) {
 		return nil // CRIU has said why
 	}
 	return err
+}
+
+// giveUp ends the process, and with it the tracing: the kernel lets CRIU run on.
+func (t *Tracer) giveUp() {
+	// Whoever reads the log may be what holds us up.
+	go t.Log.Errorf("CRIU, process %d, or what it reads and writes, has not moved for long: it is left alone, and cannot dump what leaves the tree of process %d", t.CRIU, t.Root)
+	time.Sleep(time.Second)
+	os.Exit(1)
 }
 
 func (t *Tracer) prepare(watchdog *time.Timer) (*rule.Set, *interpose.Tracer, error) {
@@ -76,7 +86,7 @@ func (t *Tracer) prepare(watchdog *time.Timer) (*rule.Set, *interpose.Tracer, er
 	}
 	tracer, err := interpose.New(t.CRIU)
 	if errors.Is(err, interpose.ErrTraced) {
-		err = fmt.Errorf("%w; an action script must trace CRIU: stop the other tracer, or use \"criuhook dump\" instead, which need not", err)
+		err = fmt.Errorf("%w; an action script must trace CRIU. Stop the other tracer. The way that need not trace is CRIU's RPC, \"criuhook dump\", which version %s does not have yet", err, t.Version)
 	}
 	return rules, tracer, err
 }
@@ -124,6 +134,12 @@ func (t *Tracer) decide(rules *rule.Set, calls sockpeer.Calls) (map[uint32]inter
 	if interpose.TracerOf(t.Root) != t.CRIU {
 		return nil, 0, nil // CRIU has not seized the tree yet
 	}
+	dir := fmt.Sprintf("/proc/self/fd/%d", tracerDirFD)
+	// Not earlier: from here on CRIU overwrites the images that an earlier
+	// record belongs to.
+	if err := image.RemoveStale(dir); err != nil {
+		return nil, 0, err
+	}
 	snap, err := sockpeer.ScanStopped(t.Root, calls)
 	if err != nil {
 		return nil, 0, err
@@ -132,7 +148,7 @@ func (t *Tracer) decide(rules *rule.Set, calls sockpeer.Calls) (map[uint32]inter
 		return nil, 0, err
 	}
 	p := plan.Make(snap, rules)
-	p.Expire(rule.MaxDuration) // the tree is frozen: nobody becomes idle
+	p.Freeze()
 	if len(p.Refused()) > 0 {
 		return nil, 0, errors.New(p.Explain())
 	}
@@ -140,12 +156,11 @@ func (t *Tracer) decide(rules *rule.Set, calls sockpeer.Calls) (map[uint32]inter
 	if err != nil {
 		return nil, 0, err
 	}
-	s := Script{CRIU: t.CRIU}
-	if rec.DumpId, err = s.dumpID(); err != nil {
+	if rec.DumpId, err = dumpID(t.CRIU); err != nil {
 		return nil, 0, err
 	}
 	rec.WrittenBy, rec.UnixTime = "criuhook "+t.Version, time.Now().Unix()
-	if err := image.WritePlan(fmt.Sprintf("/proc/self/fd/%d", tracerDirFD), rec); err != nil {
+	if err := image.WritePlan(dir, rec); err != nil {
 		return nil, 0, err
 	}
 	forms := map[uint32]interpose.Form{}

@@ -66,3 +66,13 @@ func (p *Plan) Expire(waited time.Duration) {
 		}
 	}
 }
+
+// Freeze turns every wait into a refusal: nobody in a frozen tree becomes idle.
+func (p *Plan) Freeze() {
+	for i := range p.Decisions {
+		if d := &p.Decisions[i]; d.Action == rule.Wait {
+			d.Action = rule.Refuse
+			d.Reason = "it was busy again when CRIU froze the tree, and its rule does not let it be hung up; dump again: " + d.Busy
+		}
+	}
+}
