@@ -3,12 +3,14 @@
 package sockpeer_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -29,6 +31,9 @@ var acts = map[string]func(arg string){
 	"block":  block,
 	"churn":  churn,
 	"leader": leaderGone,
+	"epoll":  blockEpoll,
+	"mixed":  mixed,
+	"moved":  moved,
 }
 
 func readyUntilEOF() {
@@ -175,9 +180,108 @@ var blockers = map[string]func(fd int){
 	"epoll_pwait": func(fd int) {
 		ep := epoll(fd)
 		defer unix.Close(ep)
-		var ev [4]unix.EpollEvent
-		unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(&ev)), 4, ^uintptr(0), 0, 0)
+		epollWait(ep)
 	},
+}
+
+func epollWait(ep int) {
+	var ev [4]unix.EpollEvent
+	unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(&ev)), 4, ^uintptr(0), 0, 0)
+}
+
+func pollOne(fd int) {
+	p := pollfds(fd)
+	unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(p)), 0, 0, 0, 0)
+}
+
+// epollBlockers wait on a socket by way of epoll instances.
+var epollBlockers = map[string]func(fd int){
+	"nested": func(fd int) { epollWait(epoll(epoll(epoll(fd)))) },
+	"polled": func(fd int) { pollOne(epoll(fd)) },
+	"selected": func(fd int) {
+		ep := epoll(epoll(fd))
+		var set unix.FdSet
+		set.Set(ep)
+		unix.Syscall6(unix.SYS_PSELECT6, uintptr(ep+1), uintptr(unsafe.Pointer(&set)), 0, 0, 0, 0)
+	},
+	"renumbered": func(fd int) {
+		ep := epoll(fd)
+		unix.Dup2(fd, 50)
+		unix.Close(fd)
+		epollWait(ep)
+	},
+	"number used again": func(fd int) {
+		ep := epoll(fd)
+		unix.Dup2(fd, 50)
+		p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			panic(err)
+		}
+		unix.Dup2(p[0], fd)
+		epollWait(ep)
+	},
+	"nested, renumbered": func(fd int) {
+		ep := epoll(fd)
+		outer := epoll(ep)
+		unix.Dup2(ep, 60)
+		unix.Close(ep)
+		epollWait(outer)
+	},
+}
+
+// blockEpoll waits on fd 3 as one of epollBlockers.
+func blockEpoll(how string) {
+	go func() {
+		runtime.LockOSThread()
+		epollBlockers[how](3)
+		panic("the socket became ready")
+	}()
+	readyUntilEOF()
+}
+
+// mixed has a thread of another identity.
+func mixed(what string) {
+	done := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		switch what {
+		case "uid":
+			unix.RawSyscall(unix.SYS_SETRESUID, 1000, 1000, 1000)
+		case "gid":
+			unix.RawSyscall(unix.SYS_SETRESGID, 1000, 1000, 1000)
+		case "groups":
+			groups := [1]uint32{1000}
+			unix.RawSyscall(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&groups)), 0)
+		case "capabilities":
+			hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var data [2]unix.CapUserData
+			unix.Capget(&hdr, &data[0])
+			data[0].Effective &^= 1
+			unix.Capset(&hdr, &data[0])
+		}
+		done <- true
+		select {}
+	}()
+	<-done
+	readyUntilEOF()
+}
+
+// moved takes another root, or another file system over a directory.
+func moved(arg string) {
+	how, arg, _ := strings.Cut(arg, " ")
+	dir, over, _ := strings.Cut(arg, " ")
+	var err error
+	switch how {
+	case "chroot":
+		err = unix.Chroot(dir)
+	case "mount":
+		err = errors.Join(unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount(dir, over, "", unix.MS_BIND, ""))
+	}
+	if err != nil {
+		panic(err)
+	}
+	readyUntilEOF()
 }
 
 // pollfds has other entries than the socket: an fd to be left out and one that

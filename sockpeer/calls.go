@@ -5,7 +5,6 @@ package sockpeer
 import (
 	"encoding/binary"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -75,14 +74,4 @@ func blockedIn(tid int, now, before string) (call string, unknown bool) {
 		}
 		return binary.LittleEndian.Uint32(b) // instructions always are
 	})
-}
-
-// waitsForAny is a waiter on each of the sockets.
-func waitsForAny(pid, tid int, sockets map[int]uint32) []Waiter {
-	var out []Waiter
-	for fd := range sockets {
-		out = append(out, Waiter{PID: pid, TID: tid, FD: fd, Syscall: unknownCall})
-	}
-	slices.SortFunc(out, func(a, b Waiter) int { return a.FD - b.FD })
-	return out
 }

@@ -39,10 +39,14 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-func TestWaitsForAny(t *testing.T) {
-	got := waitsForAny(7, 8, map[int]uint32{5: 50, 3: 30})
-	want := []Waiter{{7, 8, 3, unknownCall}, {7, 8, 5, unknownCall}}
-	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
-		t.Errorf("got %+v, expected %+v", got, want)
+func TestWaiterString(t *testing.T) {
+	for call, want := range map[string]string{
+		"read":      "thread 8 waits in read on fd 5",
+		unknownCall: "thread 8 may wait on fd 5, in a system call that the kernel does not tell",
+		compatCall:  "thread 8 may wait on fd 5, in a system call of a 32-bit program",
+	} {
+		if got := (Waiter{PID: 7, TID: 8, FD: 5, Syscall: call}).String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

@@ -176,10 +176,7 @@ func (c *Connector) connectOnce(ctx context.Context, sock *Socket, to Name) erro
 	// The path is walked below Root with the identity's rights, then the
 	// socket file is named by a descriptor: no second walk, no limit of 108
 	// bytes, no chroot of our own.
-	fd, err := unix.Openat2(int(c.Root.Fd()), strings.TrimLeft(string(to), "/"), &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT,
-	})
+	fd, err := openBelow(int(c.Root.Fd()), to)
 	if err != nil {
 		return err
 	}

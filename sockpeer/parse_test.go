@@ -91,20 +91,6 @@ func TestParseSyscall(t *testing.T) {
 	}
 }
 
-func TestParseEpollFDs(t *testing.T) {
-	text := "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1057\n" +
-		"tfd:        5 events:       1d data:                5  pos:0 ino:3f1c sdev:8\n" + // ours
-		"tfd:        6 events: 80000004 data:     ffffffffff  pos:0 ino:3f1d sdev:8\n" + // output, edge-triggered
-		"tfd:        7 events: 40000000 data:                7  pos:0 ino:3f1e sdev:8\n" + // EPOLLONESHOT that has shot
-		"tfd:        8 events:       19 data:                8  pos:0 ino:beef sdev:8\n" + // the number is another file's now
-		"tfd:       10 events:        1 data:               10\n" + // an old kernel
-		"tfd: x events: 1\ntfd: 11 events: zz\ntfd:\n"
-	sockets := map[int]uint32{5: 0x3f1c, 6: 0x3f1d, 7: 0x3f1e, 8: 0x3f1f, 10: 1, 11: 2}
-	if got := parseEpollFDs(strings.NewReader(text), sockets); !slices.Equal(got, []int{5, 6, 10}) {
-		t.Error(got)
-	}
-}
-
 func TestPollFDs(t *testing.T) {
 	var b []byte
 	for _, p := range []struct {
@@ -251,7 +237,8 @@ func FuzzParseProc(f *testing.F) {
 		parseStatus(strings.NewReader(s))
 		parseStatPPID(s)
 		parseSyscall(s)
-		parseEpollFDs(strings.NewReader(s), map[int]uint32{5: 0x3f1c})
+		parseEpoll(strings.NewReader(s))
+		is32([]byte(s))
 		parseFdinfoFlags(strings.NewReader(s))
 		parseSocketLink(s)
 		for _, fd := range pollFDs([]byte(s)) {

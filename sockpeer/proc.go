@@ -119,25 +119,63 @@ func below(up map[int]int, pid, root int) bool {
 
 // ReadProcess reads what /proc/PID says of a process.
 func ReadProcess(pid int) (Process, error) {
-	f, err := os.Open(procPath(pid, "status"))
+	p, err := readStatus(procPath(pid))
 	if err != nil {
 		return Process{}, fmt.Errorf("read process %d: %w", pid, err)
-	}
-	defer f.Close()
-	p, err := parseStatus(f)
-	if err != nil {
-		return Process{}, fmt.Errorf("read /proc/%d/status: %w", pid, err)
 	}
 	p.PID = pid
 	if len(p.NSPID) == 0 {
 		p.NSPID = []int{pid}
 	}
 	p.Exe = readExe(pid)
+	if p.MixedIdentity, err = mixedIdentity(pid, p.Identity); err != nil {
+		return Process{}, fmt.Errorf("read the threads of process %d: %w", pid, err)
+	}
 	if !sameUserns(pid) {
 		// Capabilities there say nothing about what it may do here.
 		p.Identity.CapEff = 0
 	}
 	return p, nil
+}
+
+// readStatus reads the status file of a process or thread.
+func readStatus(dir string) (Process, error) {
+	f, err := os.Open(filepath.Join(dir, "status"))
+	if err != nil {
+		return Process{}, err
+	}
+	defer f.Close()
+	p, err := parseStatus(f)
+	if err != nil {
+		return Process{}, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	return p, nil
+}
+
+// mixedIdentity reports whether a thread has another identity than the first:
+// to the kernel each has its own (credentials(7)).
+func mixedIdentity(pid int, first Identity) (bool, error) {
+	tids, err := numbers(procPath(pid, "task"))
+	if err != nil {
+		return false, err
+	}
+	for _, tid := range tids {
+		if tid == pid {
+			continue
+		}
+		p, err := readStatus(procPath(pid, "task", strconv.Itoa(tid)))
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		id := p.Identity
+		if id.UID != first.UID || id.GID != first.GID || id.CapEff != first.CapEff || !slices.Equal(id.Groups, first.Groups) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func readExe(pid int) string {
@@ -219,17 +257,18 @@ func parseStatus(r io.Reader) (Process, error) {
 	return p, nil
 }
 
-// fdTable is the sockets among the fds of a process, or of a thread that has
-// its own table.
+// fdTable is what a scan looks for among the fds of a process, or of a thread
+// that has its own table.
 type fdTable struct {
 	pid, tid int
 	sockets  map[int]uint32 // fd to inode
+	anon     map[int]bool   // anonymous files: whether it is an epoll instance
 }
 
-// readFDTable reads the sockets of one fd table.
+// readFDTable reads one fd table.
 func readFDTable(pid, tid int) (fdTable, error) {
 	dir := procPath(pid, "task", strconv.Itoa(tid), "fd")
-	t := fdTable{pid: pid, tid: tid, sockets: map[int]uint32{}}
+	t := fdTable{pid: pid, tid: tid, sockets: map[int]uint32{}, anon: map[int]bool{}}
 	fds, err := numbers(dir)
 	if err != nil {
 		return t, fmt.Errorf("list fds of process %d: %w", pid, err)
@@ -241,6 +280,8 @@ func readFDTable(pid, tid int) (fdTable, error) {
 		}
 		if ino, ok := parseSocketLink(link); ok {
 			t.sockets[fd] = ino
+		} else if strings.HasPrefix(link, "anon_inode:") {
+			t.anon[fd] = link == eventpoll
 		}
 	}
 	return t, nil

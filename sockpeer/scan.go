@@ -93,6 +93,9 @@ type scan struct {
 	owners map[uint32]int
 	owned  map[int]bool
 	calls  Calls
+	// unowned are connections whose peer's half nobody was seen to hold: the
+	// pid of their peer may be anybody's.
+	unowned map[uint32]bool
 }
 
 func newScan() *scan {
@@ -106,6 +109,7 @@ func newScan() *scan {
 		waiting: map[uint32]uint32{},
 		owners:  map[uint32]int{},
 		owned:   map[int]bool{},
+		unowned: map[uint32]bool{},
 	}
 }
 
@@ -231,6 +235,8 @@ func (s *scan) snapshot() (*Snapshot, error) {
 			cmp.Compare(a.Inode, b.Inode))
 	})
 	s.addWaiters(out.Connections)
+	s.addElsewhere(out.Connections)
+	out.Pending = s.pending()
 	for _, c := range out.Connections {
 		for _, h := range c.Holders {
 			if _, ok := out.Processes[h.PID]; ok {
@@ -357,11 +363,11 @@ func (s *scan) connection(sk diagSocket, holders []Holder) (Connection, bool, er
 	}
 	c.Direction = s.direction(sk, c.Peer)
 	// Not accepted: the listener is all that somebody holds.
-	s.findOwner(&c.Peer, cmp.Or(sk.peer, listener))
+	if !s.findOwner(&c.Peer, cmp.Or(sk.peer, listener)) {
+		s.unowned[c.Inode] = true
+	}
 
-	slices.SortFunc(holders, func(a, b Holder) int {
-		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.FD, b.FD), cmp.Compare(a.TID, b.TID))
-	})
+	slices.SortFunc(holders, byHolder)
 	for _, h := range holders {
 		flags, err := readFdFlags(h.PID, h.TID, h.FD)
 		if err != nil {
@@ -413,16 +419,16 @@ func (s *scan) direction(sk diagSocket, peer Peer) Direction {
 // findOwner fills in who holds the peer's half, or its listener. SO_PEERCRED
 // names who called listen(): under socket activation that is somebody else,
 // and after its end the pid may be anybody's.
-func (s *scan) findOwner(p *Peer, inode uint32) {
+func (s *scan) findOwner(p *Peer, inode uint32) (found bool) {
 	s.readOwners(p.PID)
 	if _, ok := s.owners[inode]; !ok && inode != 0 {
 		s.readAllOwners()
 	}
 	pid, ok := s.owners[inode]
-	if !ok {
-		return
+	if ok {
+		p.PID, p.Exe = pid, readExe(pid)
 	}
-	p.PID, p.Exe = pid, readExe(pid)
+	return ok
 }
 
 // readOwners reads which sockets a process holds, once a scan.
@@ -456,17 +462,14 @@ func (s *scan) readAllOwners() {
 // addWaiters finds the threads that are blocked on a connection.
 func (s *scan) addWaiters(conns []Connection) {
 	byInode := make(map[uint32]*Connection, len(conns))
+	targets := make(map[uint32]bool, len(conns))
 	for i := range conns {
 		byInode[conns[i].Inode] = &conns[i]
+		targets[conns[i].Inode] = true
 	}
 	for _, t := range s.tables {
-		ours := map[int]uint32{}
-		for fd, ino := range t.sockets {
-			if byInode[ino] != nil {
-				ours[fd] = ino
-			}
-		}
-		if len(ours) == 0 {
+		table := newWaitTable(t, targets)
+		if table == nil {
 			continue
 		}
 		tids := s.tids[t.pid]
@@ -474,8 +477,8 @@ func (s *scan) addWaiters(conns []Connection) {
 			tids = []int{t.tid}
 		}
 		for _, tid := range tids {
-			for _, w := range socketWaits(t.pid, tid, ours, s.calls[tid]) {
-				c := byInode[ours[w.FD]]
+			for ino, w := range table.waits(tid, s.calls[tid]) {
+				c := byInode[ino]
 				c.Waiters = append(c.Waiters, w)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -339,5 +340,40 @@ func TestScanQueuesAndShutdown(t *testing.T) {
 		}
 		check(t, sock.Close())
 		p.stop()
+	}
+}
+
+func TestScanMixedIdentity(t *testing.T) {
+	needRoot(t)
+	for what, want := range map[string]bool{"": false, "uid": true, "gid": true, "groups": true, "capabilities": true} {
+		t.Run(what, func(t *testing.T) {
+			noLeak(t)
+			a, b := pair(t, sockpeer.Stream)
+			closing(t, b)
+			p := given(t, "mixed "+what, a)
+			if got := scan(t, p.pid).Processes[p.pid]; got.MixedIdentity != want || got.Identity.UID != 0 {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestScanPending(t *testing.T) {
+	needRoot(t)
+	noLeak(t)
+	name := sockpeer.Name(t.TempDir() + "/s")
+	l := dup(listener(t, sockpeer.Stream, name))
+	inside := connected(t, sockpeer.Stream, name)
+	p := start(t, "hold", l, inside)
+	unix.Close(l)
+	unix.Close(inside)
+	if s := scan(t, p.pid); len(s.Pending) != 0 {
+		t.Errorf("who waits is inside: %+v", s.Pending)
+	}
+	closing(t, connected(t, sockpeer.Stream, name))
+	unix.Close(connected(t, sockpeer.Stream, name)) // gone, but not what it might have sent
+	want := []sockpeer.Pending{{Listener: sockpeer.Holder{PID: p.pid, TID: p.pid, FD: 3}, Name: name, Count: 2}}
+	if s := scan(t, p.pid); !slices.Equal(s.Pending, want) {
+		t.Errorf("%+v, want %+v", s.Pending, want)
 	}
 }

@@ -175,6 +175,10 @@ type Peer struct {
 	UID int64 `json:"uid"`
 	// Exe is the program of PID, if that holds the peer's half or listens.
 	Exe string `json:"exe,omitempty"`
+	// Elsewhere: to the first holder the name, a path, leads to the socket
+	// file of another than the peer. False where one of the files is missing
+	// or cannot be looked up.
+	Elsewhere bool `json:"elsewhere,omitempty"`
 }
 
 // VFS names a socket file (unix_diag's UDIAG_SHOW_VFS).
@@ -192,8 +196,8 @@ type Waiter struct {
 }
 
 func (w Waiter) String() string {
-	if w.Syscall == unknownCall {
-		return fmt.Sprintf("thread %d may wait on fd %d, in %s", w.TID, w.FD, unknownCall)
+	if w.Syscall == unknownCall || w.Syscall == compatCall {
+		return fmt.Sprintf("thread %d may wait on fd %d, in %s", w.TID, w.FD, w.Syscall)
 	}
 	return fmt.Sprintf("thread %d waits in %s on fd %d", w.TID, w.Syscall, w.FD)
 }
@@ -216,6 +220,18 @@ type Process struct {
 	Comm     string   `json:"comm"`
 	Exe      string   `json:"exe,omitempty"`
 	Identity Identity `json:"identity"`
+	// MixedIdentity: a thread has another identity than the first one, which
+	// Identity tells.
+	MixedIdentity bool `json:"mixed_identity,omitempty"`
+}
+
+// Pending tells of clients outside of the tree that wait in the backlog of a
+// listener in it, not yet accepted. No image holds them: a dump drops them,
+// with what they have sent.
+type Pending struct {
+	Listener Holder `json:"listener"` // its first holder
+	Name     Name   `json:"name"`     // what it listens at
+	Count    int    `json:"count"`    // how many wait
 }
 
 // Snapshot is the result of a scan.
@@ -225,4 +241,6 @@ type Snapshot struct {
 	Processes map[int]Process `json:"processes"`
 	// Netns are the network namespaces of the tree's tasks.
 	Netns []uint64 `json:"netns"`
+	// Pending are the listeners in whose backlog somebody waits, by holder.
+	Pending []Pending `json:"pending,omitempty"`
 }

@@ -3,15 +3,13 @@
 package sockpeer
 
 import (
-	"bufio"
 	"encoding/binary"
 	"fmt"
-	"io"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // waitKind says where a blocking system call keeps the fds it waits on.
@@ -40,19 +38,50 @@ const (
 	pollfdSize    = 8
 )
 
-// socketWaits returns which fds of one thread's table the thread is blocked
-// on, with the name of the system call. sockets maps fds to inodes; before is what
-// [Calls] noted of the thread.
-func socketWaits(pid, tid int, sockets map[int]uint32, before string) []Waiter {
-	b, err := os.ReadFile(procPath(pid, "task", strconv.Itoa(tid), "syscall"))
+// waitTable is an fd table, made ready to ask what threads wait for.
+type waitTable struct {
+	fdTable
+	targets map[uint32]bool // inodes of all connections of the scan
+	fds     map[uint32]int  // those in this table, with their lowest fd
+
+	read           map[int]watched // by epoll fd
+	auxvRead, is32 bool
+}
+
+// newWaitTable returns nil for a table whose threads cannot wait for any of the
+// connections.
+func newWaitTable(t fdTable, targets map[uint32]bool) *waitTable {
+	w := &waitTable{fdTable: t, targets: targets, fds: map[uint32]int{}, read: map[int]watched{}}
+	for fd, ino := range t.sockets {
+		if !targets[ino] {
+			continue
+		}
+		if low, ok := w.fds[ino]; !ok || fd < low {
+			w.fds[ino] = fd
+		}
+	}
+	// What an epoll instance watches can be open elsewhere only.
+	if len(w.fds) == 0 && !slices.Contains(slices.Collect(maps.Values(t.anon)), true) {
+		return nil
+	}
+	return w
+}
+
+// waits returns which connections, by inode, a thread of the table is blocked
+// on. before is what [Calls] noted of the thread.
+func (t *waitTable) waits(tid int, before string) map[uint32]Waiter {
+	b, err := os.ReadFile(procPath(t.pid, "task", strconv.Itoa(tid), "syscall"))
 	if err != nil {
 		return nil // gone
 	}
 	text, unknown := blockedIn(tid, string(b), before)
 	if unknown {
-		return waitsForAny(pid, tid, sockets)
+		return t.waiters(tid, unknownCall, t.fds)
 	}
 	nr, args, ok := parseSyscall(text)
+	if hidden := hidesCalls && strings.HasPrefix(string(b), "-1 "); (ok || hidden) && t.compat(tid) {
+		return t.waiters(tid, compatCall, t.fds)
+	}
 	if !ok {
 		return nil
 	}
@@ -62,7 +91,7 @@ func socketWaits(pid, tid int, sockets map[int]uint32, before string) []Waiter {
 	}
 	var fds []int
 	switch call.kind {
-	case waitFD:
+	case waitFD, waitEpoll:
 		fds = []int{int(int32(args[0]))}
 	case waitPoll, waitRestart:
 		limit := uint64(maxPollFDs)
@@ -75,19 +104,15 @@ func socketWaits(pid, tid int, sockets map[int]uint32, before string) []Waiter {
 		fds = pollFDs(readMemory(tid, args[0], int(args[1])*pollfdSize))
 	case waitSelect:
 		fds = selectFDs(tid, args)
-	case waitEpoll:
-		f, err := os.Open(procPath(pid, "task", strconv.Itoa(tid), "fdinfo", strconv.Itoa(int(int32(args[0])))))
-		if err != nil {
-			return nil
-		}
-		defer f.Close()
-		fds = parseEpollFDs(f, sockets)
 	}
-	var out []Waiter
-	for _, fd := range fds {
-		if _, ok := sockets[fd]; ok {
-			out = append(out, Waiter{PID: pid, TID: tid, FD: fd, Syscall: call.name})
-		}
+	return t.waiters(tid, call.name, t.reach(fds))
+}
+
+// waiters makes a waiter of each connection and its fd.
+func (t *waitTable) waiters(tid int, call string, fds map[uint32]int) map[uint32]Waiter {
+	out := make(map[uint32]Waiter, len(fds))
+	for ino, fd := range fds {
+		out[ino] = Waiter{PID: t.pid, TID: tid, FD: fd, Syscall: call}
 	}
 	return out
 }
@@ -153,40 +178,6 @@ func selectFDs(tid int, args [6]uint64) []int {
 				out = append(out, i*8+bit)
 			}
 		}
-	}
-	return out
-}
-
-// parseEpollFDs reads the sockets that an epoll fd watches for input or
-// output from /proc/PID/fdinfo/EPFD (proc(5)).
-func parseEpollFDs(r io.Reader, sockets map[int]uint32) []int {
-	var out []int
-	sc := bufio.NewScanner(r)
-	for sc.Scan() {
-		line := sc.Text()
-		if !strings.HasPrefix(line, "tfd:") {
-			continue
-		}
-		// "tfd:        5 events:       1d data: … pos:0 ino:3f1c sdev:8"
-		fields := map[string]string{}
-		f := strings.Fields(strings.ReplaceAll(line, ":", ": "))
-		for i := 0; i+1 < len(f); i += 2 {
-			fields[f[i]] = f[i+1]
-		}
-		fd, err := strconv.Atoi(fields["tfd:"])
-		if err != nil {
-			continue
-		}
-		events, err := strconv.ParseUint(fields["events:"], 16, 64)
-		if err != nil || events&(unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDNORM|unix.EPOLLRDHUP|unix.EPOLLPRI) == 0 {
-			continue
-		}
-		// A closed fd stays registered while a duplicate lives; its number
-		// may be another file's by now.
-		if ino, err := strconv.ParseUint(fields["ino:"], 16, 64); err == nil && uint32(ino) != sockets[fd] {
-			continue
-		}
-		out = append(out, fd)
 	}
 	return out
 }

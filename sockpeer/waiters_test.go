@@ -62,6 +62,26 @@ func TestScanWaiters(t *testing.T) {
 	}
 }
 
+// TestScanEpollWaiters: the socket is not what the thread waits on itself.
+func TestScanEpollWaiters(t *testing.T) {
+	needRoot(t)
+	for how := range epollBlockers {
+		t.Run(how, func(t *testing.T) {
+			noLeak(t)
+			a, b := pair(t, sockpeer.Stream)
+			closing(t, b)
+			p := given(t, "epoll "+how, a)
+			eventually(t, "a thread waits", func() bool {
+				c := only(t, p.pid)
+				if len(c.Waiters) > 1 {
+					t.Fatalf("%+v", c.Waiters)
+				}
+				return len(c.Waiters) == 1 && c.Waiters[0].FD == c.Holders[0].FD
+			})
+		})
+	}
+}
+
 // TestScanNoWaiter: a thread that waits for something else.
 func TestScanNoWaiter(t *testing.T) {
 	needRoot(t)

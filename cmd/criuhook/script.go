@@ -26,6 +26,9 @@ func runScript(ctx context.Context) int {
 	log, err := scriptLogger(s.CRIU)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "criuhook: Error:", err)
+		if f := action.CRIUStderr(s.CRIU); f != nil {
+			fmt.Fprintln(f, "criuhook: Error:", err)
+		}
 		return exitFailed
 	}
 	s.Log, s.Version, s.Rules = log, version, configuration{}.load

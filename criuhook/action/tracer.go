@@ -147,6 +147,9 @@ func (t *Tracer) decide(rules *rule.Set, calls sockpeer.Calls) (map[uint32]inter
 	if err := t.warnGhosts(); err != nil {
 		return nil, 0, err
 	}
+	for _, l := range snap.Pending {
+		t.Log.Warnf("process %d fd %d listens at %s, and %d clients wait there to be accepted: they are not in the images", l.Listener.PID, l.Listener.FD, l.Name, l.Count)
+	}
 	p := plan.Make(snap, rules)
 	p.Freeze()
 	if len(p.Refused()) > 0 {

@@ -112,7 +112,17 @@ func (d *Decision) checkReconnect(snap *sockpeer.Snapshot) {
 	case c.Peer.UID < 0:
 		d.Action = rule.Hangup
 		d.Reason = "not reconnected: the listener's user is not known, so a restore could not tell another server from it"
+	case r.To == "" && c.Peer.Elsewhere:
+		d.Action = rule.Hangup
+		d.Reason = fmt.Sprintf("not reconnected: for process %d the name leads to another file than the daemon's; give the rule a to", c.Holders[0].PID)
 	default:
+		for _, h := range c.Holders {
+			if snap.Processes[h.PID].MixedIdentity {
+				d.Action = rule.Hangup
+				d.Reason = fmt.Sprintf("not reconnected: the threads of process %d have different rights, so that nobody can tell as whom to connect", h.PID)
+				return
+			}
+		}
 		if a, b, differ := identities(c, snap); differ {
 			d.Action = rule.Hangup
 			d.Reason = fmt.Sprintf("not reconnected: processes %d and %d share it and have different rights, so that nobody can tell as whom to connect", a, b)

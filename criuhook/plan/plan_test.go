@@ -48,6 +48,14 @@ func shared(other sockpeer.Identity) func(*sockpeer.Connection, map[int]sockpeer
 	}
 }
 
+func mixed(pid int) func(*sockpeer.Connection, map[int]sockpeer.Process) {
+	return func(_ *sockpeer.Connection, procs map[int]sockpeer.Process) {
+		p := procs[pid]
+		p.MixedIdentity = true
+		procs[pid] = p
+	}
+}
+
 func TestMake(t *testing.T) {
 	type conn = sockpeer.Connection
 	type procs = map[int]sockpeer.Process
@@ -103,6 +111,16 @@ func TestMake(t *testing.T) {
 		{name: "other groups", change: shared(sockpeer.Identity{UID: 1000, GID: 1000}), rule: &reconnect, want: rule.Hangup, reason: "different rights"},
 		{name: "other capabilities", change: shared(sockpeer.Identity{UID: 1000, GID: 1000, Groups: me.Groups, CapEff: 1}), rule: &reconnect, want: rule.Hangup, reason: "different rights"},
 		{name: "unequal, but hung up", change: shared(sockpeer.Identity{}), rule: with(func(r *rule.Rule) { r.Idle = rule.Hangup }), want: rule.Hangup},
+
+		{name: "mixed identity", change: mixed(10), rule: &reconnect, want: rule.Hangup, reason: "the threads of process 10 have different rights"},
+		{name: "mixed identity of another holder", change: func(c *conn, p procs) { shared(me)(c, p); mixed(11)(c, p) },
+			rule: &reconnect, want: rule.Hangup, reason: "the threads of process 11 have different rights"},
+		{name: "mixed identity of no holder", change: mixed(11), rule: &reconnect, want: rule.Reconnect},
+
+		{name: "elsewhere", change: func(c *conn, _ procs) { c.Peer.Elsewhere = true }, rule: &reconnect, want: rule.Hangup,
+			reason: "for process 10 the name leads to another file than the daemon's; give the rule a to"},
+		{name: "elsewhere, to", change: func(c *conn, _ procs) { c.Peer.Elsewhere = true },
+			rule: with(func(r *rule.Rule) { r.To = "/run/e" }), want: rule.Reconnect},
 
 		{name: "fd table of a thread", change: func(c *conn, _ procs) { c.Holders[0].TID = 12 }, rule: &reconnect, want: rule.Refuse, reason: "thread 12 of process 10"},
 		{name: "no process", change: func(_ *conn, p procs) { delete(p, 10) }, rule: &reconnect, want: rule.Refuse, reason: "nothing of process 10"},
