@@ -132,7 +132,7 @@ func TestBusyWait(t *testing.T) {
 			})
 			srv.Release()
 			(<-done).want(t, "dump", 0)
-			a.Gone(t)
+			a.Dumped(t, dir)
 			wantRecorded(t, dir, 1)
 			a.Restore(t, dir)
 			a.answered(t, "")
@@ -234,7 +234,7 @@ func TestDaemonActsDuringDump(t *testing.T) {
 				return
 			}
 			r.want(t, "dump", 0)
-			a.Gone(t)
+			a.Dumped(t, dir)
 			wantHangup(t, dir, c.says)
 			a.Restore(t, dir)
 			a.wantHungUp(t, "c")

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -237,18 +238,27 @@ func TestGhostLimitIsEnough(t *testing.T) {
 	need(t)
 	d := startDaemons(t)
 	l := startLookup(t, append(round, "-p")...)
+	var dirs []string
+	var backs []func()
 	for _, args := range [][]string{{"--leave-running"}, {"--leave-running", "--ghost-limit=16M"}} {
 		if len(args) > 1 {
 			d.do(t, "restart", "sssd")
 		}
-		r := l.TryDump(t, images(t), args...)
+		dirs = append(dirs, images(t))
+		r := l.TryDump(t, dirs[len(dirs)-1], args...)
 		r.want(t, "dump", 0)
+		backs = append(backs, l.keepStats(t))
 		if strings.Contains(r.Log, "unlinked") {
 			t.Errorf("%v: a warning for nothing:\n%s", args, r.Output)
 		}
 	}
 	l.rounds(t, 5)
 	l.wantFailed(t, "after the dumps", 0)
+	l.Kill(t)
+	for i, dir := range dirs {
+		backs[i]()
+		l.Dumped(t, dir)
+	}
 	nothingLeft(t)
 }
 
@@ -277,5 +287,48 @@ func TestCacheNotPersistent(t *testing.T) {
 	l.Kill(t)
 	back()
 	l.withoutDaemons(t, d, dir, before)
+	nothingLeft(t)
+}
+
+// reads reads a file in two halves, the second once there is a file "go", and
+// writes both to "copy".
+const reads = `
+my ($file, $dir) = @ARGV;
+open(my $in, "<:raw", $file) or die;
+sub copied { open(my $f, ">:raw", "$dir/new") or die; print $f shift; close $f; rename "$dir/new", "$dir/" . shift }
+sysread($in, my $half, 64) or die;
+copied($half, "half");
+select(undef, undef, undef, 0.01) until -e "$dir/go";
+$half .= $_ while sysread($in, $_, 1 << 20);
+copied($half, "copy");
+sleep 1000;
+`
+
+// TestCacheReadAsAFile: a backup is no client of sssd. It reads on where it was.
+func TestCacheReadAsAFile(t *testing.T) {
+	need(t)
+	startDaemons(t)
+	dir := folder(t)
+	p := start(t, root, nil, "perl", "-e", reads, sssdCache, dir)
+	exists := func(name string) func() bool {
+		return func() bool { _, err := os.Stat(filepath.Join(dir, name)); return err == nil }
+	}
+	eventually(t, "half a copy", exists("half"))
+	imgs := p.Dump(t)
+	if rec := record(t, imgs); len(rec.Caches) != 0 {
+		t.Errorf("recorded: %v", rec.Caches)
+	}
+	p.Restore(t, imgs)
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the copy", exists("copy"))
+	want, err := os.ReadFile(sssdCache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "copy")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the copy of %d bytes is not the cache's %d: %v", len(got), len(want), err)
+	}
 	nothingLeft(t)
 }

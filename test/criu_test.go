@@ -5,9 +5,11 @@ package test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,14 +79,14 @@ func (p *Process) TryDump(t testing.TB, dir string, args ...string) Result {
 }
 
 // Dump dumps and fails the test if that fails. Without --leave-running among
-// args the process is gone then.
+// args the process is gone then, and stock CRIU has restored the images once.
 func (p *Process) Dump(t testing.TB, args ...string) (dir string) {
 	t.Helper()
 	dir = images(t)
 	r := p.TryDump(t, dir, args...)
 	r.want(t, "dump", 0)
 	if !strings.Contains(strings.Join(args, " "), "--leave-running") {
-		p.Gone(t)
+		p.Dumped(t, dir)
 	}
 	return dir
 }
@@ -107,6 +109,81 @@ func (p *Process) Restore(t testing.TB, dir string, args ...string) Result {
 func (p *Process) RestoreStock(t testing.TB, dir string) {
 	t.Helper()
 	run(t, p.User, dir, "stock.log", "restore", "-d").want(t, "restore with stock CRIU", 0)
+}
+
+// Dumped waits until the process is gone, which a dump ended or the test has
+// killed, and checks that its images restore with stock CRIU alone: what was
+// in them runs, and does its work. Afterwards all is as before.
+func (p *Process) Dumped(t testing.TB, dir string) {
+	t.Helper()
+	p.Gone(t)
+	awaitFree(t, p.dumpedThreads(dir))
+	before := map[string][]byte{}
+	for _, f := range p.writes {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before[f] = b
+	}
+	work := images(t)
+	pidfile := filepath.Join(work, "pid")
+	runIn(t, p.User, dir, work, append([]string{"restore", "-d", "--pidfile", pidfile}, p.restoreArgs...)...).want(t, "restore with stock CRIU", 0)
+	b, err := os.ReadFile(pidfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &Process{User: p.User}
+	if q.PID, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		t.Helper()
+		q.Kill(t)
+		p.Gone(t)
+		for f, b := range before {
+			if err := os.WriteFile(f, b, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}()
+	eventually(t, fmt.Sprintf("process %d, restored by stock CRIU, to run", q.PID), func() bool {
+		switch s := stateOf(q.PID); s {
+		case "R", "S", "D":
+			return true
+		case "", "Z", "X":
+			t.Fatalf("process %d, restored by stock CRIU, is in state %q", q.PID, s)
+		}
+		return false
+	})
+	if p.alive != nil {
+		p.alive(t)
+	}
+}
+
+// dumpedThreads are the threads in images, by CRIU's core-TID.img; none if they
+// are numbered in a pid namespace of their own.
+func (p *Process) dumpedThreads(dir string) (tids []int) {
+	cores, _ := filepath.Glob(filepath.Join(dir, "core-*.img"))
+	for _, c := range cores {
+		tid, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(c), "core-"), ".img"))
+		if err == nil {
+			tids = append(tids, tid)
+		}
+	}
+	if !slices.Contains(tids, p.PID) {
+		return nil
+	}
+	return tids
+}
+
+// stateOf is the state of a process as proc(5) has it; "": there is none.
+func stateOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))[0]
 }
 
 // want checks the exit code and prints CRIU's log if it is another.

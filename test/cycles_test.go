@@ -65,6 +65,9 @@ func TestHundredDumps(t *testing.T) {
 	if c := a.Do(t, app.Command{Op: "rest"}).Count; c.Failed != 0 || c.Requests == 0 {
 		t.Errorf("%d of %d requests failed: %s", c.Failed, c.Requests, c.LastErr)
 	}
+	a.Kill(t)
+	a.Dumped(t, dir) // the last image
+	nothingLeft(t)
 }
 
 // An image of a dump that left the application running is as good as others.
@@ -78,6 +81,7 @@ func TestLeaveRunning(t *testing.T) {
 	dir := a.Dump(t, "--leave-running")
 	a.untouched(t, srv, "c", before)
 	a.Kill(t)
+	a.Dumped(t, dir)
 	for n := 1; n <= 2; n++ {
 		a.Restore(t, dir)
 		a.Request(t, "c")
@@ -149,7 +153,7 @@ func TestScriptOfTheUsers(t *testing.T) {
 			script := wrapper(t, "-p", "echo \"$CRTOOLS_SCRIPT_ACTION\" >>"+filepath.Dir(path)+"/stages\n"+criuhook+"\nexit $?")
 			dir := images(t)
 			run(t, u, dir, "dump.log", "dump", "-t", fmt.Sprint(a.PID), script).want(t, "dump", 0)
-			a.Gone(t)
+			a.Dumped(t, dir)
 			wantRecorded(t, dir, 1)
 			run(t, u, dir, "restore.log", "restore", "-d", script).want(t, "restore", 0)
 			a.Request(t, "c")

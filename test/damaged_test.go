@@ -152,6 +152,7 @@ func TestRecordOfAnEarlierDump(t *testing.T) {
 	a.Do(t, app.Command{Op: "move", Conn: "d", Value: fd, Option: unix.O_CLOEXEC})
 	a.Request(t, "d")
 	second := a.Dump(t)
+	a.Dumped(t, first)
 	swap(t, first, second)
 	for _, dir := range []string{first, second} {
 		r := a.TryRestore(t, dir)

@@ -191,7 +191,7 @@ func TestSnippetAllows(t *testing.T) {
 
 	install(t, snippet(t, r.Output))
 	a.TryDump(t, dir).want(t, "dump with the rule of the message", 0)
-	a.Gone(t)
+	a.Dumped(t, dir)
 	a.Restore(t, dir)
 	a.Request(t, "c")
 	nothingLeft(t)
@@ -261,7 +261,7 @@ func TestDumpFailsOtherwise(t *testing.T) {
 		a.untouched(t, srv, "c", before)
 	}
 	a.TryDump(t, dir, "--ghost-limit", strconv.Itoa(4<<20)).want(t, "dump into the same directory", 0)
-	a.Gone(t)
+	a.Dumped(t, dir)
 	wantRecorded(t, dir, 1)
 	a.Restore(t, dir)
 	a.Request(t, "c")

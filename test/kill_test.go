@@ -49,6 +49,7 @@ func TestKillCRIUFromScript(t *testing.T) {
 			a.dumpsAgain(t, srv, dir)
 		})
 	}
+	a.restoresAtLast(t, srv)
 }
 
 // dumpsAgain checks that a dump into the same directory works as ever.
@@ -57,6 +58,16 @@ func (a *App) dumpsAgain(t testing.TB, srv *echo.Server, dir string) {
 	a.TryDump(t, dir, "--leave-running").want(t, "the next dump", 0)
 	wantRecorded(t, dir, threads)
 	a.unharmed(t, srv)
+}
+
+// restoresAtLast ends the application, and checks images of a last dump.
+func (a *App) restoresAtLast(t testing.TB, srv *echo.Server) {
+	t.Helper()
+	dir := images(t)
+	a.dumpsAgain(t, srv, dir)
+	a.Kill(t)
+	a.Dumped(t, dir)
+	nothingLeft(t)
 }
 
 // caught is a process of ours that a test has found.
@@ -144,7 +155,7 @@ func TestKillScriptAndTracer(t *testing.T) {
 				t.Errorf("none of %d dumps failed: the kills came too late", rounds)
 			}
 			t.Logf("%d of %d dumps failed", failures, rounds)
-			a.dumpsAgain(t, srv, images(t))
+			a.restoresAtLast(t, srv)
 		})
 	}
 }
@@ -184,7 +195,7 @@ func TestKillCRIUWhileTraced(t *testing.T) {
 		t.Errorf("CRIU was not killed in any of %d dumps", 2*rounds)
 	}
 	t.Logf("CRIU was killed in %d of %d dumps", killed, 2*rounds)
-	a.dumpsAgain(t, srv, images(t))
+	a.restoresAtLast(t, srv)
 }
 
 // awaitStopped waits until every thread of a process has stopped, or it ends.
@@ -302,4 +313,5 @@ func TestCRIUTracedAlready(t *testing.T) {
 	r.failed(t, dir, "CRIU cannot be traced", fmt.Sprintf("process %d (", tracer.PID), "traces it already", "criuhook dump")
 	a.unharmed(t, srv)
 	a.dumpsAgain(t, srv, dir)
+	a.restoresAtLast(t, srv)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,6 +68,15 @@ func startLookup(t testing.TB, args ...string) *Lookup {
 	}
 	l := &Lookup{stats: filepath.Join(folder(t), "stats"), perRound: names * threads}
 	l.Process = start(t, alice, nil, bin, append([]string{"-o", l.stats}, args...)...)
+	l.writes = []string{l.stats}
+	l.alive = func(t testing.TB) {
+		t.Helper()
+		if slices.Contains(args, "-p") {
+			l.rounds(t, 1)
+		} else {
+			l.more(t, 2*l.perRound)
+		}
+	}
 	eventually(t, "a round of each thread", func() bool { n, _, all := l.count(t); return n > 0 && all })
 	return l
 }

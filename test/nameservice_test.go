@@ -159,6 +159,7 @@ func TestSSSDMidRequest(t *testing.T) {
 			thaw := freeze(t, "sssd_nss")
 			l.ask(t)
 			l.awaitBusy(t, nssPipe)
+			l.alive = nil // as long as sssd is frozen
 			dir := l.Dump(t)
 			rec := record(t, dir)
 			if len(rec.Connections) != 1 || rec.Connections[0].Action != proto.Action_ACTION_HANGUP || !strings.Contains(rec.Connections[0].Busy, "waits in poll") {
@@ -216,6 +217,7 @@ func TestNSCD(t *testing.T) {
 		thaw := freeze(t, "nscd")
 		l.ask(t)
 		l.awaitBusy(t, nscdSocket)
+		l.alive = nil // as long as nscd is frozen
 		dir := l.Dump(t)
 		rec := record(t, dir)
 		i := slices.IndexFunc(rec.Connections, func(c *proto.Connection) bool { return string(c.Peer.Name) == nscdSocket })

@@ -49,6 +49,7 @@ func TestOwnNetworkNamespace(t *testing.T) {
 	for _, u := range []User{root, alice} {
 		srv, path := daemon(t, "unix", "reconnect")
 		a := startApp(t, u, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+		a.restoreArgs = emptyNet
 		a.connect(t, "c", path)
 		a.Request(t, "c")
 		ns, err := os.Readlink("/proc/" + strconv.Itoa(a.PID) + "/ns/net")

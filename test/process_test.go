@@ -74,6 +74,14 @@ type Process struct {
 	User User
 	// started is the process as we started it; nil once it was restored.
 	started *exec.Cmd
+	// alive checks that it does its work; nil: that cannot be told.
+	alive func(testing.TB)
+	// writes are the files it writes to, which a restore must find as they
+	// were at the dump.
+	writes []string
+	// restoreArgs are options that every restore of it needs, whatever its
+	// connections.
+	restoreArgs []string
 }
 
 // start starts a process that CRIU can dump: a session of its own, nothing
@@ -101,11 +109,34 @@ func start(t testing.TB, u User, attr *syscall.SysProcAttr, name string, args ..
 
 // Kill ends the process and its session, and waits until they are gone.
 func (p *Process) Kill(t testing.TB) {
+	var threads []int
+	for _, pid := range append(sessionOf(p.PID), p.PID) {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*", pid))
+		for _, task := range tasks {
+			tid, _ := strconv.Atoi(filepath.Base(task))
+			threads = append(threads, tid)
+		}
+	}
 	for _, pid := range sessionOf(p.PID) {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	_ = unix.Kill(p.PID, unix.SIGKILL)
 	p.Gone(t)
+	awaitFree(t, threads)
+}
+
+// awaitFree waits until the numbers of threads that have ended can be had anew,
+// which may be later than their process is reaped.
+func awaitFree(t testing.TB, tids []int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the numbers of the threads %v are free", tids), func() bool {
+		for _, tid := range tids {
+			if !isFree(tid) {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // Gone waits until the process has ended and is reaped: its pid is free.
@@ -163,6 +194,7 @@ func startApp(t testing.TB, u User, attr *syscall.SysProcAttr) *App {
 	// The test binary lies where only root can read.
 	control := filepath.Join(folder(t), "control")
 	a := &App{Process: start(t, u, attr, "/proc/self/exe", app.Role, control), Control: control}
+	a.alive = a.Awake
 	a.Awake(t)
 	return a
 }
@@ -210,19 +242,6 @@ func (a *App) Try(cmd app.Command) (app.Answer, error) {
 		return ans, errors.New(ans.Err)
 	}
 	return ans, nil
-}
-
-// Begin sends a command and does not wait for the answer.
-func (a *App) Begin(t testing.TB, cmd app.Command) {
-	t.Helper()
-	c, err := net.Dial("unix", a.Control)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := json.NewEncoder(c).Encode(cmd); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // Do asks the application and fails the test if that fails.

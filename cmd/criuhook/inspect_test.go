@@ -21,7 +21,9 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"criuhook/criuhook/image"
+	"criuhook/criuhook/inspect"
 	"criuhook/proto"
+	"criuhook/sockpeer"
 )
 
 // sock is a unix stream socket in the images.
@@ -195,6 +197,52 @@ func TestInspectStockImages(t *testing.T) {
 		if !strings.Contains(table, want) {
 			t.Errorf("%q is missing in\n%s", want, table)
 		}
+	}
+}
+
+func TestInspectTableFits(t *testing.T) {
+	evil := "\x1b]0;\xff\n\u202e"
+	long := "/" + strings.Repeat("\x1b[31mé/", 30)
+	c := reconnect(1<<32-1, long, 1<<32-2, true)
+	c.Type, c.Rule, c.Busy, c.Reason = 5, strings.Repeat("r", 64), "waits in "+evil, evil
+	c.Holders = nil
+	var holders []image.Holder
+	for pid := range 4 {
+		for fd := range 20 {
+			c.Holders = append(c.Holders, &proto.Holder{Pid: 4194304 - int32(pid), Fd: 1048576 + int32(fd), Comm: evil})
+			holders = append(holders, image.Holder{PID: 4194304 - pid, FD: 1048576 + fd})
+		}
+	}
+	half := inspect.Socket{Form: inspect.Half, PeerName: sockpeer.Name(long),
+		Socket: image.Socket{Inode: 1<<32 - 1, Type: sockpeer.Seqpacket, Name: sockpeer.Name(long), Holders: holders}}
+	inside := half
+	inside.Form, inside.Peer = inspect.Inside, 1<<32-1
+	for name, rec := range map[string]*proto.Record{
+		"criuhook's": {WrittenBy: evil, DumpId: "d", UnixTime: 1, Connections: []*proto.Connection{c},
+			Caches: []*proto.Cache{{Path: long, Unlinked: true, Mappings: 1<<32 - 1, Fds: 1<<32 - 1}}},
+		"CRIU's": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &inspect.Report{RootPID: 4194304, Processes: 4194304, OwnNetns: true, Record: rec, Sockets: []inspect.Socket{half, inside},
+				Caches: []image.Cache{{Path: long, Mappings: 1<<32 - 1, Holders: holders}}}
+			if rec != nil {
+				r.Connections = []inspect.Connection{{Connection: c, Form: inspect.Dormant,
+					Restore: inspect.Outcome{Result: inspect.Unknown, Why: "because of many words " + strings.Repeat("and more ", 30)}}}
+			}
+			var b strings.Builder
+			if err := printInspect(&b, r); err != nil {
+				t.Fatal(err)
+			}
+			for _, line := range strings.Split(b.String(), "\n") {
+				if !strings.HasPrefix(line, "made with ") { // not in a table
+					checkWidth(t, line)
+				}
+			}
+			checkText(t, b.String())
+			if !strings.Contains(b.String(), "half") || rec != nil && !strings.Contains(b.String(), "+3 ") {
+				t.Errorf("holders or sockets are missing:\n%s", b.String())
+			}
+		})
 	}
 }
 

@@ -35,6 +35,11 @@ type images struct {
 	remaps []*remap_file_path.RemapFilePathEntry
 	pages  []*pagemap.PagemapEntry
 	queues []*sk_packet.SkPacketEntry
+	// child makes process 8, a child of 7 with memory of its own, which maps
+	// nothing, and an fd table of its own.
+	child []*fdinfo.FdinfoEntry
+	// pagesElsewhere leaves out the pagemap, as CRIU does with --page-server.
+	pagesElsewhere bool
 }
 
 func stream(kind string, msgs ...pb.Message) []byte {
@@ -78,14 +83,24 @@ func (im *images) write(t testing.TB) string {
 	root := pb.Clone(ids).(*criu_core.TaskKobjIdsEntry)
 	root.NetNsId = pb.Uint32(5)
 	put("inventory.img", stream("INVENTORY", &inventory.InventoryEntry{ImgVersion: pb.Uint32(2), FdinfoPerId: pb.Bool(true), RootIds: root}))
-	put("pstree.img", stream("PSTREE", &pstree.PstreeEntry{Pid: pb.Uint32(7), Ppid: pb.Uint32(0), Pgid: pb.Uint32(7), Sid: pb.Uint32(7), Threads: []uint32{7}}))
+	tree := []pb.Message{&pstree.PstreeEntry{Pid: pb.Uint32(7), Ppid: pb.Uint32(0), Pgid: pb.Uint32(7), Sid: pb.Uint32(7), Threads: []uint32{7}}}
+	if im.child != nil {
+		tree = append(tree, &pstree.PstreeEntry{Pid: pb.Uint32(8), Ppid: pb.Uint32(7), Pgid: pb.Uint32(7), Sid: pb.Uint32(7), Threads: []uint32{8}})
+		own := pb.Clone(ids).(*criu_core.TaskKobjIdsEntry)
+		own.VmId, own.FilesId = pb.Uint32(2), pb.Uint32(3)
+		put("ids-8.img", stream("IDS", own))
+		put("fdinfo-3.img", stream("FDINFO", list(im.child)...))
+	}
+	put("pstree.img", stream("PSTREE", tree...))
 	put("ids-7.img", stream("IDS", ids))
 	put("fdinfo-2.img", stream("FDINFO", list(im.fds)...))
 	put("files.img", stream("FILES", list(im.files)...))
 	z := pb.Uint64(0)
 	put("mm-7.img", stream("MM", &mm.MmEntry{MmStartCode: z, MmEndCode: z, MmStartData: z, MmEndData: z, MmStartStack: z, MmStartBrk: z, MmBrk: z,
 		MmArgStart: z, MmArgEnd: z, MmEnvStart: z, MmEnvEnd: z, ExeFileId: pb.Uint32(1), Vmas: im.vmas}))
-	put("pagemap-7.img", stream("PAGEMAP", append([]pb.Message{&pagemap.PagemapHead{PagesId: pb.Uint32(1)}}, list(im.pages)...)...))
+	if !im.pagesElsewhere {
+		put("pagemap-7.img", stream("PAGEMAP", append([]pb.Message{&pagemap.PagemapHead{PagesId: pb.Uint32(1)}}, list(im.pages)...)...))
+	}
 	if len(im.remaps) > 0 {
 		put("remap-fpath.img", stream("REMAP_FPATH", list(im.remaps)...))
 		put("ghost-file-1.img", []byte("ghost"))
@@ -126,6 +141,13 @@ func (im *images) mapping(start, end uint64, id uint32) *vma.VmaEntry {
 		Status: pb.Uint32(1 | 1<<7), Fd: pb.Int64(-1), Madv: pb.Uint64(4), Fdflags: pb.Uint32(0)}
 	im.vmas = append(im.vmas, v)
 	return v
+}
+
+// client has fd on the cache of entry id, and maps it.
+func (im *images) client(fd, id uint32) *regfile.RegFileEntry {
+	im.mapping(0x1000, 0x2000, id)
+	im.fd(fd, id, fdinfo.FdTypes_REG)
+	return im.reg(id, sssPasswd)
 }
 
 func (im *images) remap(orig, target uint32, typ remap_file_path.RemapType) {

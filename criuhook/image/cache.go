@@ -66,7 +66,8 @@ type Cache struct {
 }
 
 // Caches are the caches that the images still refer to. Images made by
-// criuhook refer to none.
+// criuhook refer to none but those that a process had open without being a
+// client: one that maps it.
 func (s *Set) Caches() []Cache {
 	var out []Cache
 	for _, c := range s.cacheFiles(nil) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
@@ -27,8 +28,10 @@ const oPath = unix.O_PATH
 // errNext ends messages about a cache that is used as no client uses it.
 const errNext = "only clients that map it for reading are understood; let the process close it before the dump, or dump without criuhook"
 
-// caches takes every name-service cache out of the images: mappings become
-// private anonymous memory, fds become /dev/null.
+// caches takes every name-service cache that a client uses out of the images:
+// mappings become private anonymous memory, fds become /dev/null. Clients map
+// their cache; whoever only has it open, a backup say, reads it as a file, and
+// CRIU restores it as any file.
 func (e *edit) caches(external []ExternalFile) ([]*proto.Cache, error) {
 	files := e.cacheFiles(external)
 	if len(files) == 0 {
@@ -36,9 +39,6 @@ func (e *edit) caches(external []ExternalFile) ([]*proto.Cache, error) {
 	}
 	byID := map[uint32]*cacheFile{}
 	for _, c := range files {
-		if m := c.reg().Mode; m != nil && *m&unix.S_IFMT != unix.S_IFREG {
-			return nil, fmt.Errorf("cache %s is not a regular file (mode %#o)", c.path, *m)
-		}
 		if c.entry.GetId() != c.id || byID[c.id] != nil {
 			return nil, fmt.Errorf("cache %s: the id %#x of its entry in %s is ambiguous: the images are damaged", c.path, c.id, filesName)
 		}
@@ -57,6 +57,7 @@ func (e *edit) caches(external []ExternalFile) ([]*proto.Cache, error) {
 			out = append(out, sums[c])
 		}
 	}
+	mapped := e.mapped(byID)
 	for _, t := range e.tasks {
 		if err := e.mappings(t, byID, sums); err != nil {
 			return nil, err
@@ -64,17 +65,63 @@ func (e *edit) caches(external []ExternalFile) ([]*proto.Cache, error) {
 	}
 	for _, c := range files {
 		fds := uint32(len(e.users[c.id])) + e.inFlight[c.id]
-		sums[c].Fds += fds
-		if fds == 0 {
+		switch {
+		case fds == 0:
 			e.dropped[c.file] = true
 			continue
+		case !e.ofClient(c, mapped):
+			if c.reg().GetExt() {
+				return nil, fmt.Errorf("%s on the cache %s, which was unlinked and is not in the images, and does not map it; %s", e.who(c), c.path, errNext)
+			}
+			delete(byID, c.id) // its ghost stays too
+			continue
 		}
+		sums[c].Fds += fds
 		if err := e.makeNull(c); err != nil {
 			return nil, err
 		}
 	}
 	e.unmapRemaps(byID)
-	return out, nil
+	return slices.DeleteFunc(out, func(c *proto.Cache) bool { return c.Mappings+c.Fds == 0 }), nil
+}
+
+// user is whoever shares a memory and maps a cache. The memory goes by its id,
+// for one of several tasks that share it has the image.
+type user struct {
+	memory uint32
+	path   string
+}
+
+// mapped finds who maps which cache, at whatever entry of files.img: there are
+// several when the daemon made a new file at the path.
+func (e *edit) mapped(byID map[uint32]*cacheFile) map[user]bool {
+	out := map[user]bool{}
+	for _, t := range e.tasks {
+		for _, v := range t.mm.GetVmas() {
+			if c := byID[uint32(v.GetShmid())]; mapsFile(v) && v.GetShmid() <= 1<<32-1 && c != nil {
+				out[user{t.ids.GetVmId(), c.path}] = true
+			}
+		}
+	}
+	return out
+}
+
+// ofClient reports whether one of those that hold the fds of a cache maps it:
+// an fd that a child got by fork is its parent's description.
+func (e *edit) ofClient(c *cacheFile, mapped map[user]bool) bool {
+	return slices.ContainsFunc(e.users[c.id], func(h Holder) bool {
+		return slices.ContainsFunc(e.tasks, func(t *task) bool {
+			return t.pid == h.PID && mapped[user{t.ids.GetVmId(), c.path}]
+		})
+	})
+}
+
+// who names the first that has a cache open.
+func (e *edit) who(c *cacheFile) string {
+	if u := e.users[c.id]; len(u) > 0 {
+		return fmt.Sprintf("process %d has fd %d", u[0].PID, u[0].FD)
+	}
+	return "an fd in a socket's queue is"
 }
 
 // mappings edits the mappings of one task.
@@ -154,7 +201,8 @@ func (e *edit) pages(t *task) ([]span, error) {
 		return nil, err
 	}
 	if !found || len(recs) == 0 {
-		return nil, fmt.Errorf("read %s: there is none, or it is empty: the dump is not complete", e.f.path(name))
+		return nil, fmt.Errorf("read %s: there is none, or it is empty; if the memory was sent elsewhere (--page-server, --stream), "+
+			"it cannot be checked that none of it belongs to the mappings of caches: dump without such an option, into this directory", e.f.path(name))
 	}
 	size := uint64(os.Getpagesize())
 	var out []span
@@ -197,11 +245,11 @@ func longNrPages(m *pagemap.PagemapEntry) uint64 {
 // stays, and with it all that is shared between fds; nobody else's /dev/null
 // gets shared with them.
 func (e *edit) makeNull(c *cacheFile) error {
-	who := "an fd in a socket's queue is"
-	if u := e.users[c.id]; len(u) > 0 {
-		who = fmt.Sprintf("process %d has fd %d", u[0].PID, u[0].FD)
-	}
+	who := e.who(c)
 	g := c.reg()
+	if m := g.Mode; m != nil && *m&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("%s on the cache %s, which is not a regular file (mode %#o); %s", who, c.path, *m, errNext)
+	}
 	if fl := g.GetFlags(); fl&unix.O_ACCMODE != unix.O_RDONLY || fl&oPath != 0 {
 		return fmt.Errorf("%s on the cache %s, opened with the flags %#o; %s", who, c.path, fl, errNext)
 	}

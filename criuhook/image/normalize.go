@@ -20,8 +20,8 @@ type ExternalFile struct {
 
 // Normalize brings the images that a dump just wrote into criuhook's one
 // form. Each connection of the record becomes a dormant or a dead socket, and
-// the caches of name-service daemons become zero pages; those it enters into
-// rec.Caches. What already has that form stays as it is, byte for byte.
+// the caches of name-service daemons that clients map become zero pages; those
+// it enters into rec.Caches. What already has that form stays as it is, byte for byte.
 //
 // Everything is worked out before the first file changes. A file changes in
 // one step; should a later one fail, the images must not be used, and having

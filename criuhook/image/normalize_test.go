@@ -134,8 +134,11 @@ func TestNormalizeRefuses(t *testing.T) {
 			im.mapping(0x100000, 0x200000, 3)
 			im.pages = []*pagemap.PagemapEntry{{Vaddr: pb.Uint64(0x110000), NrPages: pb.Uint32(1), Flags: pb.Uint32(4)}}
 		}, record(), "has pages"},
-		{"writable fd", func(im *images) { im.reg(3, sssPasswd).Flags = pb.Uint32(2); im.fd(4, 3, fdinfo.FdTypes_REG) }, record(), "process 7 has fd 4"},
-		{"no /dev", func(im *images) { im.reg(3, sssPasswd).MntId = pb.Int32(12); im.fd(4, 3, fdinfo.FdTypes_REG) }, record(), "no /dev/null"},
+		{"pages elsewhere", func(im *images) { im.client(4, 3); im.pagesElsewhere = true }, record(), "--page-server"},
+		{"writable fd", func(im *images) { im.client(4, 3).Flags = pb.Uint32(2) }, record(), "process 7 has fd 4"},
+		{"not a regular file", func(im *images) { im.client(4, 3).Mode = pb.Uint32(0o010600) }, record(), "not a regular file"},
+		{"no /dev", func(im *images) { im.client(4, 3).MntId = pb.Int32(12) }, record(), "no /dev/null"},
+		{"external, not mapped", func(im *images) { im.reg(3, "file[1:2]").Ext = pb.Bool(true); im.fd(4, 3, fdinfo.FdTypes_REG) }, record(), "does not map it"},
 		{"program", func(im *images) { im.reg(1, sssPasswd) }, record(), "its program"},
 	}
 	for _, tt := range tests {
@@ -144,7 +147,7 @@ func TestNormalizeRefuses(t *testing.T) {
 			tt.build(im)
 			dir := im.write(t)
 			before := content(t, dir)
-			err := image.Normalize(dir, tt.rec)
+			err := image.Normalize(dir, tt.rec, image.ExternalFile{Key: "file[1:2]", Path: sssPasswd})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("error %v, want one with %q", err, tt.want)
 			}
@@ -238,8 +241,7 @@ func TestNormalizeCaches(t *testing.T) {
 
 func TestNormalizeWithoutMountNamespace(t *testing.T) {
 	im := &images{}
-	im.reg(3, sssPasswd)
-	im.fd(4, 3, fdinfo.FdTypes_REG)
+	im.client(4, 3)
 	dir := im.write(t)
 	if err := image.Normalize(dir, record()); err != nil {
 		t.Fatal(err)
@@ -276,5 +278,115 @@ func TestCachePath(t *testing.T) {
 		if got, _, ok := image.CachePath(name); got != want || ok != (want != "") {
 			t.Errorf("%q: %q, %v", name, got, ok)
 		}
+	}
+}
+
+// files are the regular files of images, by id.
+func files(t *testing.T, dir string) map[uint32]string {
+	t.Helper()
+	out := map[uint32]string{}
+	for _, raw := range recordsOf(t, dir, "files.img") {
+		f := &fdinfo.FileEntry{}
+		if err := pb.Unmarshal(raw, f); err != nil {
+			t.Fatal(err)
+		}
+		out[f.GetId()] = f.GetReg().GetName()
+	}
+	return out
+}
+
+// Who reads a cache as a file, and does not map it, gets no /dev/null.
+func TestCacheReadAsAFile(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		build func(*images)
+	}{
+		{"open", func(im *images) { im.reg(3, sssPasswd); im.fd(4, 3, fdinfo.FdTypes_REG) }},
+		{"open for writing", func(im *images) { im.reg(3, sssPasswd).Flags = pb.Uint32(2); im.fd(4, 3, fdinfo.FdTypes_REG) }},
+		{"unlinked", func(im *images) {
+			im.reg(3, sssPasswd)
+			im.fd(4, 3, fdinfo.FdTypes_REG)
+			im.remap(3, 1, remap_file_path.RemapType_GHOST)
+		}},
+		{"in a queue", func(im *images) {
+			im.reg(3, sssPasswd)
+			im.sock(1, 100, 1, 1, 200, 0, "")
+			im.sock(2, 200, 1, 1, 100, 0, "")
+			im.queues = []*sk_packet.SkPacketEntry{{IdFor: pb.Uint32(1), Length: pb.Uint32(1), Scm: []*sk_packet.ScmEntry{{Type: pb.Uint32(1), Rights: []uint32{3}}}}}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			im := &images{}
+			tt.build(im)
+			dir := im.write(t)
+			before := content(t, dir)
+			rec := record()
+			if err := image.Normalize(dir, rec); err != nil || len(rec.Caches) != 0 {
+				t.Errorf("%v, recorded: %v", err, rec.Caches)
+			}
+			unchanged(t, dir, before)
+		})
+	}
+}
+
+// A client and another process at the same cache: each its own way.
+func TestCacheOfClientAndOthers(t *testing.T) {
+	fd := func(fd, id uint32) *fdinfo.FdinfoEntry {
+		return &fdinfo.FdinfoEntry{Id: &id, Flags: pb.Uint32(1), Type: fdinfo.FdTypes_REG.Enum(), Fd: &fd}
+	}
+	for _, tt := range []struct {
+		name  string
+		child []*fdinfo.FdinfoEntry
+		map3  bool // the client's mapping has the entry of the child's fd
+		want  *proto.Cache
+		left  string // at entry 3
+	}{
+		{"child holds the parent's description", []*fdinfo.FdinfoEntry{fd(9, 5)}, false, &proto.Cache{Path: sssPasswd, Mappings: 1, Fds: 2}, ""},
+		{"child reads it", []*fdinfo.FdinfoEntry{fd(9, 3)}, false, &proto.Cache{Path: sssPasswd, Mappings: 1, Fds: 1}, sssPasswd},
+		{"child reads it, one entry", []*fdinfo.FdinfoEntry{fd(9, 3)}, true, &proto.Cache{Path: sssPasswd, Mappings: 2, Fds: 1}, sssPasswd},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			im := &images{child: tt.child}
+			im.reg(3, sssPasswd)
+			im.remap(3, 1, remap_file_path.RemapType_GHOST)
+			im.reg(5, sssPasswd)
+			im.remap(5, 1, remap_file_path.RemapType_GHOST)
+			im.fd(4, 5, fdinfo.FdTypes_REG)
+			im.mapping(0x1000, 0x2000, 5)
+			if tt.map3 {
+				im.mapping(0x3000, 0x4000, 3)
+			}
+			dir := im.write(t)
+			rec := record()
+			if err := image.Normalize(dir, rec); err != nil {
+				t.Fatal(err)
+			}
+			tt.want.Unlinked = true
+			if !pb.Equal(rec, &proto.Record{Caches: []*proto.Cache{tt.want}}) {
+				t.Errorf("recorded: %v", rec)
+			}
+			got := files(t, dir)
+			if got[5] != "/dev/null" || got[3] != tt.left {
+				t.Errorf("files: %v", got)
+			}
+			_, err := os.Stat(filepath.Join(dir, "ghost-file-1.img"))
+			if keep := tt.left != ""; keep != (err == nil) {
+				t.Errorf("the ghost: %v", err)
+			}
+			mem := &mm.MmEntry{}
+			if err := pb.Unmarshal(recordsOf(t, dir, "mm-7.img")[0], mem); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range mem.GetVmas() {
+				if v.GetShmid() != 0 {
+					t.Errorf("a mapping is left: %v", v)
+				}
+			}
+			before := content(t, dir)
+			if err := image.Normalize(dir, rec); err != nil {
+				t.Fatal(err)
+			}
+			unchanged(t, dir, before)
+		})
 	}
 }

@@ -211,6 +211,8 @@ func (a *app) onConnection(cmd *Command, ans *Answer, fd int) error {
 		return err
 	case "details":
 		return details(fd, &ans.Conn)
+	case "shutdown": // as Value says
+		return unix.Shutdown(fd, cmd.Value)
 	case "dup":
 		n, err := unix.Dup(fd)
 		if err == nil {

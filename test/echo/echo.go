@@ -36,7 +36,6 @@ type Server struct {
 	changed *sync.Cond
 	clients []*Client
 	conns   []net.Conn
-	delay   time.Duration
 	held    bool // answers wait for Release
 	hello   string
 }
@@ -174,15 +173,13 @@ func (s *Server) serve(c net.Conn, cl *Client) {
 	s.update(func() { cl.EOF = true })
 }
 
-// await waits as Delay and Hold say.
+// await waits as Hold says.
 func (s *Server) await() {
 	s.mu.Lock()
-	d := s.delay
+	defer s.mu.Unlock()
 	for s.held {
 		s.changed.Wait()
 	}
-	s.mu.Unlock()
-	time.Sleep(d)
 }
 
 func (s *Server) update(fn func()) {
@@ -191,9 +188,6 @@ func (s *Server) update(fn func()) {
 	fn()
 	s.changed.Broadcast()
 }
-
-// Delay makes every answer wait.
-func (s *Server) Delay(d time.Duration) { s.update(func() { s.delay = d }) }
 
 // Greet makes the daemon speak first, on connections to come.
 func (s *Server) Greet(hello string) { s.update(func() { s.hello = hello }) }
