@@ -24,11 +24,13 @@ use_go() {
 		die "Go is missing; it must be in PATH ($(grep '^go ' "$top/go.mod") or newer, https://go.dev/dl)"
 	mkdir -p "$cache/bin" "$cache/tmp" || die "cannot make the cache folder $cache; CRIUHOOK_CACHE names another"
 	# What the user has set with "go env -w", a module proxy for one, stays.
-	GOENV=$(go env GOENV)
+	GOENV=${GOENV:-${XDG_CONFIG_HOME:-$HOME/.config}/go/env}
+	# Go counts its own use below XDG_CONFIG_HOME.
+	export GOENV XDG_CONFIG_HOME=$cache/config
+	export GOPATH=$cache/go GOMODCACHE=$cache/go/pkg/mod GOCACHE=$cache/go-build STATICCHECK_CACHE=$cache/staticcheck
 	# Modules are read-only else, and rm -rf would not remove the cache.
 	GOFLAGS="$(go env GOFLAGS) -modcacherw"
-	# Go counts its own use below XDG_CONFIG_HOME.
-	export GOENV GOFLAGS GOCACHE=$cache/go-build GOMODCACHE=$cache/go-mod XDG_CONFIG_HOME=$cache/config
+	export GOFLAGS
 }
 
 # need_package COMMAND PACKAGE: installs a Debian package when COMMAND is missing.
