@@ -80,8 +80,12 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 // its thread is left behind.
 func (c *Connector) inTime(ctx context.Context, fn func() error) error {
 	if c.Slots != nil {
-		c.Slots <- struct{}{}
-		defer func() { <-c.Slots }()
+		select {
+		case c.Slots <- struct{}{}:
+			defer func() { <-c.Slots }()
+		case <-ctx.Done():
+			return errLate
+		}
 	}
 	errc := make(chan error, 1)
 	go func() { errc <- c.As.Do(fn) }()

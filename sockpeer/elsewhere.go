@@ -27,28 +27,52 @@ func (f socketFile) is(v VFS) bool { return uint32(f.ino) == v.Inode && kernelDe
 // maybe is for when no more is known.
 func (f socketFile) maybe(v VFS) bool { return uint32(f.ino) == v.Inode && f.layered || v == VFS{} }
 
+// maxLookUps bounds the threads that look names up at the same time.
+const maxLookUps = 64
+
 // addElsewhere finds the connections whose application would reach another
 // file by the peer's name than the peer's.
 func (s *scan) addElsewhere(conns []Connection) {
-	l := &lookUps{left: lookUpTime, known: map[lookUp]*socketFile{}}
+	keys := map[lookUp]bool{}
 	for i := range conns {
-		c := &conns[i]
-		if c.Direction == Outbound && strings.HasPrefix(string(c.Peer.Name), "/") {
-			c.Peer.Elsewhere = l.elsewhere(c.Holders[0].PID, &c.Peer, !s.unowned[c.Inode])
+		if c := &conns[i]; c.hasPath() {
+			keys[lookUp{c.Holders[0].PID, c.Peer.Name}] = true
+			if c.Peer.PID > 0 {
+				keys[lookUp{c.Peer.PID, c.Peer.Name}] = true
+			}
+		}
+	}
+	known := lookUpAll(keys)
+	for i := range conns {
+		if c := &conns[i]; c.hasPath() {
+			c.Peer.Elsewhere = known.elsewhere(c.Holders[0].PID, &c.Peer, !s.unowned[c.Inode])
 		}
 	}
 }
 
+// hasPath reports whether the connection could be made again by a path.
+func (c *Connection) hasPath() bool {
+	return c.Direction == Outbound && strings.HasPrefix(string(c.Peer.Name), "/")
+}
+
 // elsewhere compares what a name leads to for a process and for its peer.
 // owned: Peer.PID holds the peer's half, or listens. A daemon may have made its
-// socket file anew since, so that it is not the one it was bound to.
-func (l *lookUps) elsewhere(pid int, p *Peer, owned bool) bool {
-	ours := l.socket(pid, p.Name)
+// socket file anew since, so that it is not the one it was bound to. A look-up
+// that had no answer may lead anywhere.
+func (known lookUps) elsewhere(pid int, p *Peer, owned bool) bool {
+	ours, ok := known[lookUp{pid, p.Name}]
+	if !ok {
+		return true
+	}
 	if ours == nil || ours.is(p.VFS) {
 		return false
 	}
 	if owned && p.PID > 0 {
-		if theirs := l.socket(p.PID, p.Name); theirs != nil {
+		theirs, ok := known[lookUp{p.PID, p.Name}]
+		if !ok {
+			return true
+		}
+		if theirs != nil {
 			return theirs.dev != ours.dev || theirs.ino != ours.ino
 		}
 		if sameRoot(pid, p.PID) {
@@ -76,35 +100,38 @@ type lookUp struct {
 	name Name
 }
 
-// lookUps looks names up, each once.
-type lookUps struct {
-	left  time.Duration
-	known map[lookUp]*socketFile
-}
+// lookUps are socket files by name; nil: there is none. What is missing could
+// not be looked up in time.
+type lookUps map[lookUp]*socketFile
 
-// socket returns the socket file that a name leads to for a process, or nil:
-// there is none, or it cannot be looked up in time. Then a thread is left
-// behind in the file system that does not answer.
-func (l *lookUps) socket(pid int, name Name) *socketFile {
-	key := lookUp{pid, name}
-	if f, ok := l.known[key]; ok {
-		return f
+// lookUpAll looks names up side by side: a file system that does not answer
+// costs its own names only, and the threads that are left behind in it.
+func lookUpAll(keys map[lookUp]bool) lookUps {
+	type result struct {
+		key  lookUp
+		file *socketFile
 	}
-	l.known[key] = nil
-	if l.left <= 0 {
-		return nil
+	found := make(chan result, len(keys))
+	slots := make(chan struct{}, maxLookUps)
+	for key := range keys {
+		go func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			found <- result{key, findSocket(key.pid, key.name)}
+		}()
 	}
-	found := make(chan *socketFile, 1)
-	begin := time.Now()
-	go func() { found <- findSocket(pid, name) }()
-	late := time.NewTimer(l.left)
+	late := time.NewTimer(lookUpTime)
 	defer late.Stop()
-	select {
-	case l.known[key] = <-found:
-	case <-late.C:
+	known := lookUps{}
+	for len(known) < len(keys) {
+		select {
+		case r := <-found:
+			known[r.key] = r.file
+		case <-late.C:
+			return known
+		}
 	}
-	l.left -= time.Since(begin)
-	return l.known[key]
+	return known
 }
 
 // findSocket walks a path below a process' root, as [Connector] does.

@@ -129,10 +129,11 @@ func TestScanElsewhereHangs(t *testing.T) {
 		t.Skip("no FUSE here: ", err)
 	}
 	dir := t.TempDir()
+	healthy := filepath.Join(t.TempDir(), "d")
 	var conns []int
-	for _, name := range []string{"a", "b", "c"} {
-		l := listener(t, sockpeer.Stream, sockpeer.Name(filepath.Join(dir, name)))
-		conns = append(conns, connected(t, sockpeer.Stream, sockpeer.Name(filepath.Join(dir, name))))
+	for _, name := range []string{filepath.Join(dir, "a"), filepath.Join(dir, "b"), healthy} {
+		l := listener(t, sockpeer.Stream, sockpeer.Name(name))
+		conns = append(conns, connected(t, sockpeer.Stream, sockpeer.Name(name)))
 		accept(t, l)
 	}
 	p := given(t, "hold", conns...)
@@ -163,8 +164,9 @@ func TestScanElsewhereHangs(t *testing.T) {
 		t.Fatal(r.err)
 	}
 	for _, c := range r.snap.Connections {
-		if c.Peer.Elsewhere || c.Peer.PID != os.Getpid() {
-			t.Errorf("%+v", c)
+		// One that does not answer must not hide the others.
+		if want := string(c.Peer.Name) != healthy; c.Peer.Elsewhere != want || c.Peer.PID != os.Getpid() {
+			t.Errorf("elsewhere is to be %v: %+v", want, c)
 		}
 	}
 	if len(r.snap.Connections) != len(conns) {

@@ -176,8 +176,8 @@ type Peer struct {
 	// Exe is the program of PID, if that holds the peer's half or listens.
 	Exe string `json:"exe,omitempty"`
 	// Elsewhere: to the first holder the name, a path, leads to the socket
-	// file of another than the peer. False where one of the files is missing
-	// or cannot be looked up.
+	// file of another than the peer, or perhaps: the file system did not
+	// answer in time. False where one of the files is missing.
 	Elsewhere bool `json:"elsewhere,omitempty"`
 }
 

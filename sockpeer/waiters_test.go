@@ -72,7 +72,11 @@ func TestScanEpollWaiters(t *testing.T) {
 			closing(t, b)
 			p := given(t, "epoll "+how, a)
 			eventually(t, "a thread waits", func() bool {
-				c := only(t, p.pid)
+				s := scan(t, p.pid)
+				if len(s.Connections) != 1 {
+					return false // the fd is being moved
+				}
+				c := s.Connections[0]
 				if len(c.Waiters) > 1 {
 					t.Fatalf("%+v", c.Waiters)
 				}

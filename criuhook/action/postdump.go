@@ -38,10 +38,28 @@ func (s *Script) postDump() error {
 	if err := image.Normalize(s.ImagesDir, rec); err != nil {
 		return err
 	}
+	if err := s.warnCaches(); err != nil {
+		return err
+	}
 	for _, c := range rec.Caches {
 		s.Log.Infof("%s: %d mappings are zero pages in the images, %d fds /dev/null: a client opens the cache anew", c.Path, c.Mappings, c.Fds)
 	}
 	return image.Commit(s.ImagesDir, rec)
+}
+
+// warnCaches names the caches that somebody has open without being a client.
+// CRIU restores these fds as those of any file.
+func (s *Script) warnCaches() error {
+	set, err := image.Open(s.ImagesDir)
+	if err != nil {
+		return err
+	}
+	for _, c := range set.Caches() {
+		for _, h := range c.Holders {
+			s.Log.Warnf("process %d fd %d has the cache %s open and does not map it: a restore needs that file, of the same size", h.PID, h.FD, c.Path)
+		}
+	}
+	return nil
 }
 
 // recheck looks at the connections again: the daemons were not frozen, and an

@@ -64,7 +64,7 @@ func (e *edit) caches(external []ExternalFile) ([]*proto.Cache, error) {
 		}
 	}
 	for _, c := range files {
-		fds := uint32(len(e.users[c.id])) + e.inFlight[c.id]
+		fds := uint32(len(e.users[c.id]) + len(e.receivers[c.id]))
 		switch {
 		case fds == 0:
 			e.dropped[c.file] = true
@@ -107,8 +107,13 @@ func (e *edit) mapped(byID map[uint32]*cacheFile) map[user]bool {
 }
 
 // ofClient reports whether one of those that hold the fds of a cache maps it:
-// an fd that a child got by fork is its parent's description.
+// an fd that a child got by fork is its parent's description. So is one that
+// nscd has sent and the client not yet received: it waits in a connection that
+// leaves the tree.
 func (e *edit) ofClient(c *cacheFile, mapped map[user]bool) bool {
+	if slices.ContainsFunc(e.receivers[c.id], func(sock uint32) bool { return e.leaves[sock] }) {
+		return true
+	}
 	return slices.ContainsFunc(e.users[c.id], func(h Holder) bool {
 		return slices.ContainsFunc(e.tasks, func(t *task) bool {
 			return t.pid == h.PID && mapped[user{t.ids.GetVmId(), c.path}]

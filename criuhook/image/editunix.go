@@ -34,6 +34,7 @@ func (e *edit) sockets(rec *proto.Record) error {
 		if r == nil {
 			return fmt.Errorf("the images do not hold %s, which was there when the tree was frozen; dump again", describe(c))
 		}
+		e.leaves[r.unix().GetId()] = true
 		if err := e.socketOf(c, r, ours, left); err != nil {
 			return fmt.Errorf("%s: %w", describe(c), err)
 		}

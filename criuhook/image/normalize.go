@@ -36,7 +36,7 @@ func Normalize(dir string, rec *proto.Record, external ...ExternalFile) error {
 	if err != nil {
 		return err
 	}
-	e := &edit{Set: s, changed: map[*file]*fdinfo.FileEntry{}, dropped: map[*file]bool{}, unmap: map[*remap]bool{}, memory: map[*task]bool{}}
+	e := &edit{Set: s, changed: map[*file]*fdinfo.FileEntry{}, dropped: map[*file]bool{}, unmap: map[*remap]bool{}, memory: map[*task]bool{}, leaves: map[uint32]bool{}}
 	if err := e.sockets(rec); err != nil {
 		return fmt.Errorf("edit the sockets in %s: %w", f.dir, err)
 	}
@@ -67,6 +67,7 @@ type edit struct {
 	dropped map[*file]bool
 	unmap   map[*remap]bool
 	memory  map[*task]bool
+	leaves  map[uint32]bool // ids of sockets that are connections of the record
 }
 
 // writes encodes the images that change, in the order they are put in place.

@@ -329,6 +329,29 @@ func TestCacheReadAsAFile(t *testing.T) {
 	}
 }
 
+// nscd has sent its database, and the client was frozen before it took it.
+func TestCacheInAConnection(t *testing.T) {
+	im := &images{}
+	im.reg(3, sssPasswd)
+	im.sock(1, 100, 1, 1, 0, 0, "").Shutdown = sk_opts.SkShutdown_BOTH.Enum()
+	im.queues = []*sk_packet.SkPacketEntry{{IdFor: pb.Uint32(1), Length: pb.Uint32(1), Scm: []*sk_packet.ScmEntry{{Type: pb.Uint32(1), Rights: []uint32{3}}}}}
+	dir := im.write(t)
+	rec := record(connection(100, 200, 1, proto.Action_ACTION_HANGUP))
+	if err := image.Normalize(dir, rec); err != nil {
+		t.Fatal(err)
+	}
+	if len(rec.Caches) != 1 || rec.Caches[0].Fds != 1 {
+		t.Errorf("recorded: %v", rec.Caches)
+	}
+	set, err := image.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := set.Caches(); len(left) != 0 {
+		t.Errorf("the images still refer to %+v", left)
+	}
+}
+
 // A client and another process at the same cache: each its own way.
 func TestCacheOfClientAndOthers(t *testing.T) {
 	fd := func(fd, id uint32) *fdinfo.FdinfoEntry {

@@ -49,8 +49,9 @@ type Set struct {
 	users map[uint32][]Holder
 	// queued are the bytes in receive queues, by the socket's id.
 	queued map[uint32]uint64
-	// inFlight counts how often a file is in a queue, as SCM_RIGHTS.
-	inFlight map[uint32]uint32
+	// receivers are the ids of the sockets in whose queues a file is, as
+	// SCM_RIGHTS, by the file's id.
+	receivers map[uint32][]uint32
 }
 
 // Holder is one fd of one process.
@@ -123,7 +124,7 @@ func Open(dir string) (*Set, error) {
 }
 
 func load(f *folder) (*Set, error) {
-	s := &Set{f: f, users: map[uint32][]Holder{}, queued: map[uint32]uint64{}, inFlight: map[uint32]uint32{}}
+	s := &Set{f: f, users: map[uint32][]Holder{}, queued: map[uint32]uint64{}, receivers: map[uint32][]uint32{}}
 	for _, step := range []func() error{s.loadInventory, s.loadFiles, s.loadTasks, s.loadRemaps, s.loadQueues} {
 		if err := step(); err != nil {
 			return nil, err
@@ -300,7 +301,7 @@ func (s *Set) readQueues(r *bufio.Reader) error {
 		s.queued[m.GetIdFor()] += max(uint64(m.GetLength()), 1)
 		for _, scm := range m.GetScm() {
 			for _, id := range scm.GetRights() {
-				s.inFlight[id]++
+				s.receivers[id] = append(s.receivers[id], m.GetIdFor())
 			}
 		}
 	}

@@ -114,7 +114,7 @@ func (d *Decision) checkReconnect(snap *sockpeer.Snapshot) {
 		d.Reason = "not reconnected: the listener's user is not known, so a restore could not tell another server from it"
 	case r.To == "" && c.Peer.Elsewhere:
 		d.Action = rule.Hangup
-		d.Reason = fmt.Sprintf("not reconnected: for process %d the name leads to another file than the daemon's; give the rule a to", c.Holders[0].PID)
+		d.Reason = fmt.Sprintf("not reconnected: for process %d the name leads to another file than the daemon's, or could not be looked up in time; give the rule a to", c.Holders[0].PID)
 	default:
 		for _, h := range c.Holders {
 			if snap.Processes[h.PID].MixedIdentity {

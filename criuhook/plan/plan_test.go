@@ -118,7 +118,7 @@ func TestMake(t *testing.T) {
 		{name: "mixed identity of no holder", change: mixed(11), rule: &reconnect, want: rule.Reconnect},
 
 		{name: "elsewhere", change: func(c *conn, _ procs) { c.Peer.Elsewhere = true }, rule: &reconnect, want: rule.Hangup,
-			reason: "for process 10 the name leads to another file than the daemon's; give the rule a to"},
+			reason: "for process 10 the name leads to another file than the daemon's, or could not be looked up in time; give the rule a to"},
 		{name: "elsewhere, to", change: func(c *conn, _ procs) { c.Peer.Elsewhere = true },
 			rule: with(func(r *rule.Rule) { r.To = "/run/e" }), want: rule.Reconnect},
 
