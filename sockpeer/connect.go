@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"criuhook/sockpeer/child"
 )
 
 // fileSystemTime is how much longer than asked for Connect waits for a look-up
@@ -41,28 +43,35 @@ type Connector struct {
 	// Slots, if not nil, bounds how many threads connect at the same time,
 	// of all Connectors that share it: an attempt holds one place in it.
 	Slots chan struct{}
+	// PID, if not 0, is the pid in our pid namespace that the listener is to
+	// see (SO_PEERCRED), of a process that does not exist yet: it exists
+	// while a child of ours connects. Where that cannot be, as somebody has
+	// the pid or we may not choose one, the listener sees ours. What greet
+	// sends has ours, should the listener look at it (SCM_CREDENTIALS).
+	PID int
 }
 
 // Connect connects an existing, unconnected socket to a name, in place: the
 // open file description stays, with its flags, options and epoll
 // registrations. It tries until ctx ends while the name is missing, refuses,
 // has a full backlog or is not open to the identity; other errors are final.
-// Then greet, if not nil, runs as the same identity.
+// Then greet, if not nil, runs as the same identity. pid is what the listener
+// sees of the one who connected, in our pid namespace.
 //
 // If the listener is not the expected one, or greet fails, the connection is
 // of no use and is shut down: a stream cannot be taken back. The error is
 // [ErrListener], or greet's.
-func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet func() error) error {
+func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet func() error) (pid int, err error) {
 	if to == "" {
-		return errors.New("connect a socket: the peer has no name")
+		return 0, errors.New("connect a socket: the peer has no name")
 	}
 	restore, err := setNonblock(sock)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer restore()
-	if err := c.retry(ctx, sock, to); err != nil {
-		return fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
+	if pid, err = c.retry(ctx, sock, to); err != nil {
+		return 0, fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
 	}
 	// Not as the identity, which may not look: SIOCGSKNS takes CAP_NET_ADMIN.
 	err = c.checkListener(sock, to)
@@ -70,52 +79,59 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 		err = c.As.Do(greet)
 	}
 	if err != nil {
-		return errors.Join(err, disconnect(sock))
+		return 0, errors.Join(err, disconnect(sock))
 	}
-	return nil
+	return pid, nil
 }
 
-// inTime runs fn as the identity. fn sees to ctx itself, but the kernel may
-// hold it in a file system that does not answer (FUSE, NFS, an automount): then
-// its thread is left behind.
-func (c *Connector) inTime(ctx context.Context, fn func() error) error {
+// inTime makes one attempt. That sees to ctx itself, but the kernel may hold it
+// in a file system that does not answer (FUSE, NFS, an automount): then its
+// thread is left behind.
+func (c *Connector) inTime(ctx context.Context, sock *Socket, to Name) (pid int, err error) {
 	if c.Slots != nil {
 		select {
 		case c.Slots <- struct{}{}:
 			defer func() { <-c.Slots }()
 		case <-ctx.Done():
-			return errLate
+			return 0, errLate
 		}
 	}
-	errc := make(chan error, 1)
-	go func() { errc <- c.As.Do(fn) }()
+	type result struct {
+		pid int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		pid, err := c.connectOnce(ctx, sock, to)
+		done <- result{pid, err}
+	}()
 	select {
-	case err := <-errc:
-		return err
+	case r := <-done:
+		return r.pid, r.err
 	case <-ctx.Done():
 	}
 	select {
-	case err := <-errc:
-		return err
+	case r := <-done:
+		return r.pid, r.err
 	case <-time.After(fileSystemTime):
-		return errors.New("the file system it is in does not answer")
+		return 0, errors.New("the file system it is in does not answer")
 	}
 }
 
-func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) error {
+func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) (pid int, err error) {
 	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
 	last := errLate
 	for {
-		err := c.inTime(ctx, func() error { return c.connectOnce(ctx, sock, to) })
+		pid, err = c.inTime(ctx, sock, to)
 		if err == nil || !comesBack(err) && !errors.Is(err, errLate) {
-			return err
+			return pid, err
 		}
 		if !errors.Is(err, errLate) {
 			last = err
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("until the time was over: %w", last)
+			return 0, fmt.Errorf("until the time was over: %w", last)
 		}
 		select {
 		case <-ctx.Done():
@@ -173,25 +189,75 @@ func comesBack(err error) bool {
 		errors.Is(err, unix.EACCES)
 }
 
-func (c *Connector) connectOnce(ctx context.Context, sock *Socket, to Name) error {
-	if to.Abstract() {
-		return connectRaw(sock.fd, to)
+func (c *Connector) connectOnce(ctx context.Context, sock *Socket, to Name) (pid int, err error) {
+	at, file := to, -1
+	err = c.As.Do(func() (err error) {
+		if !to.Abstract() {
+			// The path is walked below Root with the identity's rights, then
+			// the socket file is named by a descriptor: no second walk, no
+			// limit of 108 bytes, no chroot of our own.
+			if file, err = openBelow(int(c.Root.Fd()), to); err != nil {
+				return err
+			}
+			at = Name(fmt.Sprintf("/proc/thread-self/fd/%d", file))
+			if ctx.Err() != nil {
+				return errLate // nobody may wait for it any more, and sock be closed
+			}
+		}
+		if c.PID != 0 {
+			return nil
+		}
+		return connectRaw(sock.fd, at, connectHere)
+	})
+	if file >= 0 {
+		defer unix.Close(file)
 	}
-	// The path is walked below Root with the identity's rights, then the
-	// socket file is named by a descriptor: no second walk, no limit of 108
-	// bytes, no chroot of our own.
-	fd, err := openBelow(int(c.Root.Fd()), to)
-	if err != nil {
-		return err
+	if err != nil || c.PID == 0 {
+		return os.Getpid(), err
 	}
-	defer unix.Close(fd)
-	if ctx.Err() != nil {
-		return errLate // nobody may wait for it any more, and sock be closed
-	}
-	return connectRaw(sock.fd, Name(fmt.Sprintf("/proc/thread-self/fd/%d", fd)))
+	return c.connectAsPID(sock, at)
 }
 
-func connectRaw(fd int, to Name) error {
+// connectAsPID connects under the pid, or, where that cannot be, under ours.
+func (c *Connector) connectAsPID(sock *Socket, at Name) (pid int, err error) {
+	err = connectRaw(sock.fd, at, func(fd int, sa *unix.RawSockaddrUnix, n uintptr) error {
+		var p child.Program
+		if err := c.As.addTake(&p); err != nil {
+			return fmt.Errorf("%w: %w", child.ErrNotStarted, err)
+		}
+		connect := p.Call(unix.SYS_CONNECT, child.Args{uintptr(fd), p.Pointer(unsafe.Pointer(sa)), n})
+		err := p.Run(c.PID)
+		var failed *child.CallError
+		if errors.As(err, &failed) {
+			if failed.Index != connect {
+				// Identity.take is to tell why.
+				return fmt.Errorf("%w: %w", child.ErrNotStarted, err)
+			}
+			return failed.Errno
+		}
+		if connected, e := sock.Connected(); err != nil && !errors.Is(err, child.ErrNotStarted) && e == nil && connected {
+			return nil // killed when that was done
+		}
+		return err
+	})
+	if !errors.Is(err, child.ErrNotStarted) {
+		return c.PID, err
+	}
+	return os.Getpid(), c.As.Do(func() error { return connectRaw(sock.fd, at, connectHere) })
+}
+
+// connectHere is connect(2) by the calling thread.
+func connectHere(fd int, sa *unix.RawSockaddrUnix, n uintptr) error {
+	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(sa)), n)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+// connectRaw has a socket connected to a name by connect, which stands for
+// connect(2).
+func connectRaw(fd int, to Name, connect func(fd int, sa *unix.RawSockaddrUnix, n uintptr) error) error {
 	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
 	if len(to) > len(sa.Path) || !to.Abstract() && len(to) == len(sa.Path) {
 		return fmt.Errorf("name of %d bytes: %w", len(to), unix.ENAMETOOLONG)
@@ -207,9 +273,8 @@ func connectRaw(fd int, to Name) error {
 	if err != nil {
 		return err
 	}
-	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), n)
-	if e != 0 {
-		return errors.Join(e, restore())
+	if err := connect(fd, &sa, n); err != nil {
+		return errors.Join(err, restore())
 	}
 	return restore()
 }
@@ -319,7 +384,7 @@ func Hangup(sock *Socket) error {
 	}
 	defer restore()
 	name := Name("\x00" + strings.TrimPrefix(sa.(*unix.SockaddrUnix).Name, "@"))
-	if err := connectRaw(sock.fd, name); err != nil {
+	if err := connectRaw(sock.fd, name, connectHere); err != nil {
 		return fmt.Errorf("hang up: connect to a listener that will go: %w", err)
 	}
 	// Accepted: what goes while it waits in the backlog reads as ECONNRESET.

@@ -69,7 +69,11 @@ func soon(t *testing.T, d time.Duration) context.Context {
 func connectAs(t *testing.T, d time.Duration, id sockpeer.Identity, uid int64, s *sockpeer.Socket, to sockpeer.Name) error {
 	t.Helper()
 	c := sockpeer.Connector{Root: rootDir(t, "/"), As: id, ListenerUID: uid}
-	return c.Connect(soon(t, d), s, to, nil)
+	pid, err := c.Connect(soon(t, d), s, to, nil)
+	if err == nil && pid != os.Getpid() {
+		t.Errorf("the listener sees pid %d, not ours", pid)
+	}
+	return err
 }
 
 func peerGroups(t *testing.T, fd int) []uint32 {
@@ -127,7 +131,8 @@ func TestConnectKeepsNonblock(t *testing.T) {
 		s := dormant(t, sockpeer.Stream)
 		check(t, unix.SetNonblock(s.FD(), on))
 		c := sockpeer.Connector{As: me(t), ListenerUID: -1}
-		check(t, c.Connect(t.Context(), s, name, nil))
+		_, err := c.Connect(t.Context(), s, name, nil)
+		check(t, err)
 		if flags := must(unix.FcntlInt(uintptr(s.FD()), unix.F_GETFL, 0))(t); (flags&unix.O_NONBLOCK != 0) != on {
 			t.Errorf("flags %o, O_NONBLOCK was %v", flags, on)
 		}
@@ -205,12 +210,12 @@ func TestConnectStaysInRoot(t *testing.T) {
 	c := sockpeer.Connector{Root: rootDir(t, inner), As: user, ListenerUID: -1}
 	for to, ok := range map[sockpeer.Name]bool{"/absolute": false, "/dots": false, "/../s": false, "/in": true, "/within": true, "//in": true} {
 		s := dormant(t, sockpeer.Stream)
-		err := c.Connect(soon(t, 50*time.Millisecond), s, to, nil)
+		_, err := c.Connect(soon(t, 50*time.Millisecond), s, to, nil)
 		if ok && err != nil || !ok && !errors.Is(err, unix.ENOENT) {
 			t.Errorf("%s: %v", to, err)
 		}
 	}
-	if err := c.Connect(t.Context(), dormant(t, sockpeer.Stream), "", nil); err == nil {
+	if _, err := c.Connect(t.Context(), dormant(t, sockpeer.Stream), "", nil); err == nil {
 		t.Error("connected to no name")
 	}
 }
@@ -248,7 +253,7 @@ func TestConnectWaits(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	c := sockpeer.Connector{Root: rootDir(t, "/"), As: user, ListenerUID: -1}
-	if err := c.Connect(ctx, dormant(t, sockpeer.Stream), "/nowhere/s", nil); !errors.Is(err, unix.ENOENT) {
+	if _, err := c.Connect(ctx, dormant(t, sockpeer.Stream), "/nowhere/s", nil); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("the time was over before: %v", err)
 	}
 	// Errors that no waiting cures come at once, whatever the time.

@@ -5,9 +5,12 @@ package sockpeer
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"criuhook/sockpeer/child"
 )
 
 // keepID is -1 in setresuid(2): leave this id as it is.
@@ -66,20 +69,44 @@ func (id Identity) take() error {
 	return limitCapabilities(id.CapEff)
 }
 
+// addTake adds to the calls of a child what take does.
+func (id Identity) addTake(p *child.Program) error {
+	hdr, data, err := capabilities(id.CapEff)
+	if err != nil {
+		return err
+	}
+	groups := append(slices.Clone(id.Groups), 0) // never empty
+	p.Call(unix.SYS_SETGROUPS, child.Args{uintptr(len(id.Groups)), p.Pointer(unsafe.Pointer(&groups[0]))})
+	p.Call(unix.SYS_SETRESGID, child.Args{uintptr(id.GID), uintptr(id.GID), keepID})
+	p.Call(unix.SYS_SETRESUID, child.Args{uintptr(id.UID), uintptr(id.UID), keepID})
+	p.Call(unix.SYS_CAPSET, child.Args{p.Pointer(unsafe.Pointer(hdr)), p.Pointer(unsafe.Pointer(data))})
+	return nil
+}
+
 // limitCapabilities leaves the calling thread no effective capability that is
 // not in mask. Leaving euid 0 has cleared them all already; a root with fewer
 // capabilities than ours, as in a container, has not.
 func limitCapabilities(mask uint64) error {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return fmt.Errorf("capget: %w", err)
+	hdr, data, err := capabilities(mask)
+	if err != nil {
+		return err
+	}
+	if err := unix.Capset(hdr, &data[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	return nil
+}
+
+// capabilities are those of the calling thread, limited to mask, for capset(2).
+// What is permitted does not change with the ids: the saved uid stays.
+func capabilities(mask uint64) (*unix.CapUserHeader, *[2]unix.CapUserData, error) {
+	hdr := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := &[2]unix.CapUserData{}
+	if err := unix.Capget(hdr, &data[0]); err != nil {
+		return nil, nil, fmt.Errorf("capget: %w", err)
 	}
 	data[0].Effective = data[0].Permitted & uint32(mask)
 	data[1].Effective = data[1].Permitted & uint32(mask>>32)
 	data[0].Inheritable, data[1].Inheritable = 0, 0
-	if err := unix.Capset(&hdr, &data[0]); err != nil {
-		return fmt.Errorf("capset: %w", err)
-	}
-	return nil
+	return hdr, data, nil
 }

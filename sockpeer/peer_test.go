@@ -130,11 +130,12 @@ func TestConnectGreet(t *testing.T) {
 	s := dormant(t, sockpeer.Stream)
 	c := sockpeer.Connector{Root: rootDir(t, "/"), As: user, ListenerUID: 0}
 	var euid int
-	check(t, c.Connect(soon(t, patience), s, name, func() error {
+	_, err := c.Connect(soon(t, patience), s, name, func() error {
 		euid = unix.Geteuid()
 		_, err := io.WriteString(s.Stream(t.Context()), "hello")
 		return err
-	}))
+	})
+	check(t, err)
 	if euid != int(user.UID) || unix.Geteuid() != 0 {
 		t.Errorf("greeted as %d, and we are %d", euid, unix.Geteuid())
 	}
@@ -153,7 +154,7 @@ func TestConnectGreet(t *testing.T) {
 	// A greeting that fails leaves nothing an application could take for an answer.
 	failed := errors.New("no greeting")
 	s = dormant(t, sockpeer.Stream)
-	err = c.Connect(soon(t, patience), s, name, func() error {
+	_, err = c.Connect(soon(t, patience), s, name, func() error {
 		fd := accept(t, l)
 		unix.Write(fd, []byte("half an answer"))
 		return failed
