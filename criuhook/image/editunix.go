@@ -109,7 +109,7 @@ func (e *edit) nameFree(u *sk_unix.UnixSkEntry) error {
 		l := r.unix()
 		if l != nil && l.GetUflags()&uskExtern == 0 && sockpeer.State(l.GetState()) == sockpeer.Listening &&
 			string(l.GetName()) == string(u.GetName()) {
-			return fmt.Errorf("it is to be reconnected, but was accepted by the listener %d on %v; let a rule hang it up", l.GetIno(), sockpeer.Name(l.GetName()))
+			return fmt.Errorf("it is to be reconnected, but was accepted by the listener %d on %v; let a rule hang it up", l.GetIno(), boundTo(l))
 		}
 	}
 	return nil

@@ -193,35 +193,3 @@ func TestMagicLink(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func FuzzOpen(f *testing.F) {
-	im := &images{}
-	im.sock(1, 100, 1, 1, 200, 0, "")
-	im.reg(3, sssPasswd)
-	im.mapping(0x1000, 0x2000, 3)
-	dir := im.write(f)
-	names := []string{"files.img", "mm-7.img", "pstree.img", "fdinfo-2.img", "sk-queues.img", "pagemap-7.img", "remap-fpath.img", image.RecordName}
-	for i, n := range names {
-		if b, err := os.ReadFile(filepath.Join(dir, n)); err == nil {
-			f.Add(uint8(i), b)
-		}
-	}
-	f.Fuzz(func(t *testing.T, which uint8, data []byte) {
-		dir := im.write(t)
-		if err := os.WriteFile(filepath.Join(dir, names[int(which)%len(names)]), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		_, _ = image.ReadRecord(dir)
-		if s, err := image.Open(dir); err == nil {
-			s.Sockets()
-			s.External()
-			s.Caches()
-		}
-		rec := record()
-		if image.Normalize(dir, rec) == nil {
-			if s, err := image.Open(dir); err != nil || len(s.Caches()) > 0 {
-				t.Fatalf("after Normalize: %v", err)
-			}
-		}
-	})
-}

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+	"sync"
 
 	criu_core "github.com/checkpoint-restore/go-criu/v7/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
@@ -47,11 +49,15 @@ type Set struct {
 	remap []*remap
 	// users are the fds of each file, by the file's id.
 	users map[uint32][]Holder
+	// labelled are the files with a security label, by id.
+	labelled map[uint32]bool
 	// queued are the bytes in receive queues, by the socket's id.
 	queued map[uint32]uint64
 	// receivers are the ids of the sockets in whose queues a file is, as
 	// SCM_RIGHTS, by the file's id.
 	receivers map[uint32][]uint32
+	dir       fs.FileInfo // the directory, to know it again
+	threadsMu sync.Mutex  // guards the tasks' threads
 }
 
 // Holder is one fd of one process.
@@ -66,6 +72,8 @@ type task struct {
 	ids       *criu_core.TaskKobjIdsEntry // nil: a zombie
 	mm        *mm.MmEntry                 // nil: none, or another task's
 	fs        *fsimg.FsEntry
+	tids      []int    // of all threads, the first is pid
+	threads   []thread // nil: not read yet
 }
 
 // file is a record of files.img. What does not change stays raw.
@@ -124,7 +132,11 @@ func Open(dir string) (*Set, error) {
 }
 
 func load(f *folder) (*Set, error) {
-	s := &Set{f: f, users: map[uint32][]Holder{}, queued: map[uint32]uint64{}, receivers: map[uint32][]uint32{}}
+	s := &Set{f: f, users: map[uint32][]Holder{}, labelled: map[uint32]bool{}, queued: map[uint32]uint64{}, receivers: map[uint32][]uint32{}}
+	var err error
+	if s.dir, err = f.root.Stat("."); err != nil {
+		return nil, fmt.Errorf("open the images directory %s: %w", f.dir, err)
+	}
 	for _, step := range []func() error{s.loadInventory, s.loadFiles, s.loadTasks, s.loadRemaps, s.loadQueues} {
 		if err := step(); err != nil {
 			return nil, err
@@ -164,7 +176,7 @@ func (s *Set) loadFiles() error {
 }
 
 func (s *Set) loadTasks() error {
-	seen := map[int]bool{}
+	seen, threads := map[int]bool{}, map[int]bool{}
 	found, err := each(s.f, "pstree.img", magicPstree,
 		func() *pstree.PstreeEntry { return &pstree.PstreeEntry{} },
 		func(_ []byte, m *pstree.PstreeEntry) error {
@@ -173,7 +185,11 @@ func (s *Set) loadTasks() error {
 				return fmt.Errorf("process %d is there twice", pid)
 			}
 			seen[pid] = true
-			s.tasks = append(s.tasks, &task{pid: pid, ppid: int(m.GetPpid())})
+			tids, err := threadIDs(pid, m.GetThreads(), threads)
+			if err != nil {
+				return err
+			}
+			s.tasks = append(s.tasks, &task{pid: pid, ppid: int(m.GetPpid()), tids: tids})
 			return nil
 		})
 	if err != nil {
@@ -215,6 +231,9 @@ func (s *Set) loadTask(t *task, tables map[uint32][]*fdinfo.FdinfoEntry) error {
 			tables[ids.GetFilesId()] = table
 		}
 		for _, e := range table {
+			if e.GetXattrSecuritySelinux() != "" {
+				s.labelled[e.GetId()] = true
+			}
 			s.users[e.GetId()] = append(s.users[e.GetId()], Holder{t.pid, int(e.GetFd()), e.GetFlags()&fdCloexec != 0})
 		}
 	}
@@ -317,6 +336,15 @@ func (s *Set) root() *task {
 		}
 	}
 	return s.tasks[0]
+}
+
+// MaxPID is the highest pid of any thread in the images.
+func (s *Set) MaxPID() int {
+	most := 0
+	for _, t := range s.tasks {
+		most = max(most, slices.Max(t.tids))
+	}
+	return most
 }
 
 // PIDs are the processes in the images, in CRIU's order.

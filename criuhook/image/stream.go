@@ -25,6 +25,7 @@ const (
 	magicRemap     uint32 = 0x59133954
 	magicSkQueues  uint32 = 0x56264026
 	magicPagemap   uint32 = 0x56084025
+	magicCore      uint32 = 0x55053847
 )
 
 // maxRecord bounds one record of an image, in bytes. The largest by far is

@@ -3,6 +3,8 @@
 package image
 
 import (
+	"bytes"
+
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fown"
 	sk_opts "github.com/checkpoint-restore/go-criu/v7/crit/images/sk-opts"
 	sk_unix "github.com/checkpoint-restore/go-criu/v7/crit/images/sk-unix"
@@ -35,6 +37,8 @@ type Socket struct {
 	// not the one CRIU itself ran in.
 	NetnsID  uint32 `json:"netns_id"`
 	OwnNetns bool   `json:"own_netns"`
+	// Labelled: the images have a security label (SELinux) for an fd on it.
+	Labelled bool `json:"-"`
 	// Options and Owner are as CRIU's images have them. Do not change them.
 	Options *sk_opts.SkOptsEntry `json:"-"`
 	Owner   *fown.FownEntry      `json:"-"`
@@ -64,19 +68,30 @@ func (s *Set) Sockets() []Socket {
 	return out
 }
 
+// boundTo is the name of a socket. CRIU writes what sock_diag gives it: of a
+// path with the NUL at its end, which is no part of it.
+func boundTo(u *sk_unix.UnixSkEntry) sockpeer.Name {
+	name := u.GetName()
+	if i := bytes.IndexByte(name, 0); i > 0 {
+		name = name[:i]
+	}
+	return sockpeer.Name(name)
+}
+
 func (s *Set) socket(u *sk_unix.UnixSkEntry) Socket {
 	return Socket{
 		Inode:    u.GetIno(),
 		Type:     sockpeer.Type(u.GetType()),
 		State:    sockpeer.State(u.GetState()),
 		Peer:     u.GetPeer(),
-		Name:     sockpeer.Name(u.GetName()),
+		Name:     boundTo(u),
 		Shutdown: int(u.GetShutdown()),
 		Flags:    u.GetFlags(),
 		Queued:   s.queued[u.GetId()],
 		Holders:  s.users[u.GetId()],
 		NetnsID:  u.GetNsId(),
 		OwnNetns: u.NsId != nil && s.inv.RootIds != nil && u.GetNsId() != s.inv.RootIds.GetNetNsId(),
+		Labelled: s.labelled[u.GetId()],
 		Options:  u.GetOpts(),
 		Owner:    u.GetFown(),
 	}
@@ -98,7 +113,7 @@ func (s *Set) External() []External {
 		switch {
 		case u == nil:
 		case u.GetUflags()&uskExtern != 0:
-			names[u.GetIno()] = sockpeer.Name(u.GetName())
+			names[u.GetIno()] = boundTo(u)
 		default:
 			ours[u.GetIno()] = true
 		}

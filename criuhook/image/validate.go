@@ -25,6 +25,9 @@ const (
 	maxTimeout     = 10 * time.Minute
 )
 
+// Validate checks a record as writing and reading one does.
+func Validate(rec *proto.Record) error { return validate(rec) }
+
 // validate checks all that a reader of the record relies on.
 func validate(rec *proto.Record) error {
 	if rec == nil {
