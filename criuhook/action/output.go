@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,9 +70,3 @@ func (e *stderr) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
-
-// oneLine writes an error as a line of the tracer's status.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", lineBreak) }
-
-// lineBreak stands for a newline there.
-const lineBreak = "\x00"

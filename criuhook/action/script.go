@@ -16,6 +16,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"criuhook/criuhook/restore"
 	"criuhook/criuhook/rule"
 )
 
@@ -93,29 +94,13 @@ func (s *Script) Run(ctx context.Context) error {
 	case postDump:
 		err = s.postDump()
 	case postRestore:
-		err = s.postRestore(ctx)
+		var r *restore.Restore
+		if r, err = restore.Open(s.ImagesDir, s.Log, nil); err == nil {
+			err = r.Reconnect(ctx, s.Root)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%s of process %d: %w", s.Stage, s.Root, err)
 	}
 	return nil
-}
-
-// dumpID tells this dump from every other one: CRIU's pid, and when it was
-// started (proc(5), field 22 of stat, clock ticks since boot).
-func dumpID(criu int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", criu))
-	if err != nil {
-		return "", fmt.Errorf("look up CRIU, process %d: %w", criu, err)
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("read the id of this boot: %w", err)
-	}
-	const starttime = 22 - 3 // after the name, field 2
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(f) <= starttime {
-		return "", fmt.Errorf("read /proc/%d/stat: %d fields", criu, len(f))
-	}
-	return fmt.Sprintf("%s-%d-%s", strings.TrimSpace(string(boot)), criu, f[starttime]), nil
 }

@@ -3,17 +3,19 @@
 package action
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"criuhook/criuhook/dump"
 	"criuhook/criuhook/image"
 	"criuhook/criuhook/interpose"
-	"criuhook/criuhook/plan"
 	"criuhook/criuhook/rule"
 	"criuhook/sockpeer"
 )
@@ -24,9 +26,6 @@ const (
 	watchdogTime = 10 * time.Minute
 	// frozenTime is how long deciding may take, while the tree is frozen.
 	frozenTime = 30 * time.Second
-	// busyInterval is how often a connection is looked at that a rule waits
-	// for.
-	busyInterval = 10 * time.Millisecond
 )
 
 // Tracer is the process that the pre-dump script leaves on CRIU.
@@ -36,6 +35,11 @@ type Tracer struct {
 	Rules   func() (*rule.Set, error)
 	Log     *logrus.Logger
 	Version string
+	// Dead, if not empty, are the inodes that CRIU is to find dead, of a tree
+	// that is frozen already; then nothing else is done. Netns is how many
+	// network namespaces that tree has.
+	Dead  []uint
+	Netns int
 }
 
 // Run follows CRIU until it has read the tree's sockets. What goes wrong
@@ -43,25 +47,44 @@ type Tracer struct {
 // the connections that were left as they are, and the post-dump stage on the
 // plan that is missing.
 func (t *Tracer) Run() error {
-	status := os.NewFile(tracerStatusFD, "status")
 	watchdog := time.AfterFunc(watchdogTime, t.giveUp)
 	defer watchdog.Stop()
 
-	rules, tracer, err := t.prepare(watchdog)
+	if len(t.Dead) > 0 {
+		return t.showDead(watchdog)
+	}
+	d, tracer, err := t.prepare(watchdog)
 	if err != nil {
-		fmt.Fprintln(status, oneLine(err))
-		status.Close()
+		interpose.Ready(err)
 		return nil // the script says it
 	}
-	fmt.Fprintln(status, ready)
-	status.Close()
+	interpose.Ready(nil)
 	calls := sockpeer.Calls{}
 	tracer.BeforeSeize = calls.Note
 	decide := func() (map[uint32]interpose.Form, int, error) {
 		watchdog.Reset(frozenTime)
-		return t.decide(rules, calls)
+		return t.decide(d, calls)
 	}
 	err = tracer.Run(decide, func() { watchdog.Reset(watchdogTime) })
+	if errors.Is(err, interpose.ErrEnded) {
+		return nil // CRIU has said why
+	}
+	return err
+}
+
+// showDead only follows CRIU: everything has been decided.
+func (t *Tracer) showDead(watchdog *time.Timer) error {
+	tracer, err := interpose.New(t.CRIU)
+	interpose.Ready(err)
+	if err != nil {
+		return nil // told
+	}
+	forms := map[uint32]interpose.Form{}
+	for _, inode := range t.Dead {
+		forms[uint32(inode)] = interpose.Dead
+	}
+	err = tracer.Run(func() (map[uint32]interpose.Form, int, error) { return forms, t.Netns, nil },
+		func() { watchdog.Reset(watchdogTime) })
 	if errors.Is(err, interpose.ErrEnded) {
 		return nil // CRIU has said why
 	}
@@ -76,108 +99,78 @@ func (t *Tracer) giveUp() {
 	os.Exit(1)
 }
 
-func (t *Tracer) prepare(watchdog *time.Timer) (*rule.Set, *interpose.Tracer, error) {
+func (t *Tracer) prepare(watchdog *time.Timer) (*dump.Dump, *interpose.Tracer, error) {
 	rules, err := t.Rules()
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := t.awaitIdle(rules, watchdog); err != nil {
+	id, err := dump.ID(t.CRIU)
+	if err != nil {
+		return nil, nil, err
+	}
+	d := &dump.Dump{Root: t.Root, Rules: rules, Log: t.Log, Version: t.Version, ID: id}
+	if err := t.awaitIdle(d, watchdog); err != nil {
 		return nil, nil, err
 	}
 	tracer, err := interpose.New(t.CRIU)
 	if errors.Is(err, interpose.ErrTraced) {
-		err = fmt.Errorf("%w; an action script must trace CRIU. Stop the other tracer. The way that need not trace is CRIU's RPC, \"criuhook dump\", which version %s does not have yet", err, t.Version)
+		err = fmt.Errorf("%w; an action script must trace CRIU. Stop the other tracer, or dump with \"criuhook dump\" or \"criuhook criu dump\", which need not trace", err)
 	}
-	return rules, tracer, err
+	return d, tracer, err
 }
 
 // awaitIdle lets the application run on while a rule waits for a busy
-// connection. The tasks still run, so the decision that counts is made later.
-func (t *Tracer) awaitIdle(rules *rule.Set, watchdog *time.Timer) error {
-	if !rules.Waits() {
-		return nil
-	}
-	start := time.Now()
+// connection, but no longer than CRIU lives.
+func (t *Tracer) awaitIdle(d *dump.Dump, watchdog *time.Timer) error {
 	criu, err := unix.PidfdOpen(t.CRIU, 0)
 	if err != nil {
 		return fmt.Errorf("watch CRIU, process %d: %w", t.CRIU, err)
 	}
 	defer unix.Close(criu)
-	for {
-		snap, err := sockpeer.Scan(t.Root)
-		if err != nil {
-			return err
-		}
-		p := plan.Make(snap, rules)
-		if len(p.Waiting()) == 0 {
-			return nil
-		}
-		p.Expire(time.Since(start))
-		if len(p.Waiting()) == 0 {
-			return errors.New(p.Explain())
-		}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	return d.AwaitIdle(ctx, time.Now(), func() {
 		watchdog.Reset(watchdogTime)
 		// A pidfd is readable once the process has ended (pidfd_open(2)).
 		end := []unix.PollFd{{Fd: int32(criu), Events: unix.POLLIN}}
-		n, err := unix.Poll(end, int(busyInterval.Milliseconds()))
-		if err != nil && err != unix.EINTR {
-			return fmt.Errorf("watch CRIU, process %d: %w", t.CRIU, err)
+		if n, err := unix.Poll(end, 0); err == nil && n > 0 {
+			cancel(interpose.ErrEnded)
 		}
-		if n > 0 {
-			return interpose.ErrEnded
-		}
-	}
+	})
 }
 
 // decide scans the frozen tree and writes the plan.
-func (t *Tracer) decide(rules *rule.Set, calls sockpeer.Calls) (map[uint32]interpose.Form, int, error) {
+func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls) (map[uint32]interpose.Form, int, error) {
 	if interpose.TracerOf(t.Root) != t.CRIU {
 		return nil, 0, nil // CRIU has not seized the tree yet
 	}
-	dir := fmt.Sprintf("/proc/self/fd/%d", tracerDirFD)
-	// Not earlier: from here on CRIU overwrites the images that an earlier
+	dir := fmt.Sprintf("/proc/self/fd/%d", interpose.DirFD)
+	// Refused or not: from here on CRIU overwrites the images that an earlier
 	// record belongs to.
 	if err := image.RemoveStale(dir); err != nil {
 		return nil, 0, err
 	}
-	snap, err := sockpeer.ScanStopped(t.Root, calls)
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", t.CRIU))
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the command line of CRIU, process %d: %w", t.CRIU, err)
+	}
+	if err := d.WarnGhosts(strings.Split(string(args), "\x00")); err != nil {
+		return nil, 0, err
+	}
+	decided, err := d.Decide(calls)
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := t.warnGhosts(); err != nil {
-		return nil, 0, err
-	}
-	for _, l := range snap.Pending {
-		t.Log.Warnf("process %d fd %d listens at %s, and %d clients wait there to be accepted: they are not in the images", l.Listener.PID, l.Listener.FD, l.Name, l.Count)
-	}
-	p := plan.Make(snap, rules)
-	p.Freeze()
-	if len(p.Refused()) > 0 {
-		return nil, 0, errors.New(p.Explain())
-	}
-	rec, err := p.Record(snap, t.Root)
-	if err != nil {
-		return nil, 0, err
-	}
-	if rec.DumpId, err = dumpID(t.CRIU); err != nil {
-		return nil, 0, err
-	}
-	rec.WrittenBy, rec.UnixTime = "criuhook "+t.Version, time.Now().Unix()
-	if err := image.WritePlan(dir, rec); err != nil {
+	if err := d.Note(dir, decided); err != nil {
 		return nil, 0, err
 	}
 	forms := map[uint32]interpose.Form{}
-	for i := range p.Decisions {
-		d := &p.Decisions[i]
-		forms[d.Connection.Inode] = interpose.Dormant
-		if d.Action == rule.Hangup {
-			forms[d.Connection.Inode] = interpose.Dead
+	for i := range decided.Plan.Decisions {
+		c := &decided.Plan.Decisions[i]
+		forms[c.Connection.Inode] = interpose.Dormant
+		if c.Action == rule.Hangup {
+			forms[c.Connection.Inode] = interpose.Dead
 		}
-		level := logrus.InfoLevel
-		if d.Action == rule.Hangup && d.Reason != "" {
-			level = logrus.WarnLevel // less than its rule promised
-		}
-		t.Log.Log(level, d.String())
 	}
-	return forms, len(snap.Netns), nil
+	return forms, len(decided.Snapshot.Netns), nil
 }

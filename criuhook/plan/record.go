@@ -143,3 +143,17 @@ func pid32(pid int) int32 {
 
 // utf8Text is s as a protobuf string can hold it; the kernel allows any byte.
 func utf8Text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// Describe names process, fd, peer and rule of a recorded connection.
+func Describe(c *proto.Connection) string {
+	where := "a connection"
+	if len(c.Holders) > 0 {
+		h := c.Holders[0]
+		where = fmt.Sprintf("process %d (%s) fd %d", h.Pid, h.Comm, h.Fd)
+	}
+	name := "an unnamed peer"
+	if n := sockpeer.Name(c.GetPeer().GetName()); n != "" {
+		name = n.String()
+	}
+	return fmt.Sprintf("%s, connected to %s (rule %q)", where, name, c.Rule)
+}

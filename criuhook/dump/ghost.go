@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package action
+package dump
 
 import (
 	"bufio"
@@ -29,12 +29,17 @@ type Ghost struct {
 	PID  int
 	Path string
 	Size int64 // on disk, in bytes: what CRIU compares with its limit
+	// Keys are CRIU's names of it as an external file, one for each mount
+	// that it is reached by.
+	Keys []string
+	// Clients: whoever has it open maps it, too.
+	Clients bool
 }
 
-// warnGhosts says which unlinked caches are larger than CRIU allows: its own
-// message names neither the process nor the option.
-func (t *Tracer) warnGhosts() error {
-	ghosts, err := Ghosts(t.Root)
+// WarnGhosts says which unlinked caches are larger than CRIU allows, args being
+// CRIU's command line: its own message names neither the process nor the option.
+func (d *Dump) WarnGhosts(args []string) error {
+	ghosts, err := Ghosts(d.Root)
 	if err != nil {
 		return err
 	}
@@ -42,11 +47,7 @@ func (t *Tracer) warnGhosts() error {
 	for _, g := range ghosts {
 		most = max(most, g.Size)
 	}
-	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", t.CRIU))
-	if err != nil {
-		return fmt.Errorf("read the command line of CRIU, process %d: %w", t.CRIU, err)
-	}
-	limit, rpc := GhostLimit(strings.Split(string(args), "\x00"))
+	limit, rpc := GhostLimit(args)
 	for _, g := range ghosts {
 		if g.Size <= limit {
 			continue
@@ -56,7 +57,7 @@ func (t *Tracer) warnGhosts() error {
 		if rpc {
 			todo = fmt.Sprintf("set ghost_limit to %d or more in the request, unless it is set", mib<<20)
 		}
-		t.Log.Warnf("process %d uses %s, which its daemon has replaced and unlinked: CRIU will refuse to dump a ghost file of %d bytes unless its limit, %d by default, is raised (also possible in its configuration file); %s, or let the process look something up first, so that it takes the new file",
+		d.Log.Warnf("process %d uses %s, which its daemon has replaced and unlinked: CRIU will refuse to dump a ghost file of %d bytes unless its limit, %d by default, is raised (also possible in its configuration file); %s, or let the process look something up first, so that it takes the new file",
 			g.PID, g.Path, g.Size, defaultGhostLimit, todo)
 	}
 	return nil
@@ -69,22 +70,7 @@ func Ghosts(root int) ([]Ghost, error) {
 	if err != nil {
 		return nil, err
 	}
-	type file struct{ dev, ino uint64 }
-	var out []Ghost
-	seen := map[file]bool{}
-	add := func(pid int, link, path string) {
-		var st unix.Stat_t
-		if unix.Stat(link, &st) != nil {
-			return // closed or unmapped meanwhile
-		}
-		// A file system of several devices has other ids in maps; stat's
-		// are the same for mappings and fds.
-		f := file{uint64(st.Dev), st.Ino}
-		if st.Nlink == 0 && !seen[f] {
-			seen[f] = true
-			out = append(out, Ghost{pid, path, st.Blocks * 512})
-		}
-	}
+	g := ghosts{byFile: map[fileID]*found{}}
 	for _, pid := range pids {
 		dir := fmt.Sprintf("/proc/%d", pid)
 		maps, err := os.ReadFile(dir + "/maps")
@@ -92,15 +78,105 @@ func Ghosts(root int) ([]Ghost, error) {
 			continue // gone
 		}
 		for _, m := range unlinkedMaps(bytes.NewReader(maps)) {
-			add(pid, dir+"/map_files/"+m.area, m.path)
+			g.add(pid, dir+"/map_files/"+m.area, m.path, true)
 		}
 		links, _ := filepath.Glob(dir + "/fd/*") // the pattern is valid
 		for _, link := range links {
 			if name, err := os.Readlink(link); err == nil {
 				if path, ok := unlinkedCache(name); ok {
-					add(pid, link, path)
+					g.add(pid, link, path, false)
 				}
 			}
+		}
+	}
+	var out []Ghost
+	for _, f := range g.order {
+		f.Clients = len(f.maps) > 0
+		for pid := range f.opens {
+			f.Clients = f.Clients && f.maps[pid]
+		}
+		out = append(out, f.Ghost)
+	}
+	return out, nil
+}
+
+// fileID is a file as stat(2) tells it. A file system of several devices has
+// other ids in maps; stat's are the same for mappings and fds.
+type fileID struct{ dev, ino uint64 }
+
+// found is a Ghost and which processes map it and have it open.
+type found struct {
+	Ghost
+	maps, opens map[int]bool
+}
+
+type ghosts struct {
+	byFile map[fileID]*found
+	order  []*found
+}
+
+func (g *ghosts) add(pid int, link, path string, mapped bool) {
+	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // closed or unmapped meanwhile
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Nlink != 0 {
+		return
+	}
+	id := fileID{uint64(st.Dev), st.Ino}
+	f := g.byFile[id]
+	if f == nil {
+		f = &found{Ghost{PID: pid, Path: path, Size: st.Blocks * 512}, map[int]bool{}, map[int]bool{}}
+		g.byFile[id] = f
+		g.order = append(g.order, f)
+	}
+	if mapped {
+		f.maps[pid] = true
+	} else {
+		f.opens[pid] = true
+	}
+	// dump_one_reg_file in criu/files-reg.c
+	if mount, err := mountID(fd); err == nil {
+		key := fmt.Sprintf("file[%x:%x]", mount, st.Ino)
+		if !slices.Contains(f.Keys, key) {
+			f.Keys = append(f.Keys, key)
+		}
+	}
+}
+
+// mountID is the mount that an fd of ours was opened through (proc(5),
+// fdinfo).
+func mountID(fd int) (int, error) {
+	name := fmt.Sprintf("/proc/self/fdinfo/%d", fd)
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(b), "mnt_id:")
+	line, _, _ := strings.Cut(rest, "\n")
+	id, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		return 0, fmt.Errorf("read %s: no mnt_id", name)
+	}
+	return id, nil
+}
+
+// ExternalGhosts are the unlinked caches that CRIU is best told to leave out:
+// then no limit applies, and [Dump.Settle] takes them out of the images.
+func (d *Dump) ExternalGhosts() ([]image.ExternalFile, error) {
+	all, err := Ghosts(d.Root)
+	if err != nil {
+		return nil, err
+	}
+	var out []image.ExternalFile
+	for _, g := range all {
+		if !g.Clients {
+			continue // CRIU keeps it as any other unlinked file
+		}
+		for _, key := range g.Keys {
+			out = append(out, image.ExternalFile{Key: key, Path: g.Path})
 		}
 	}
 	return out, nil
