@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,11 +14,14 @@ import (
 // environment reads a variable of ours. Somebody who runs a setuid CRIU
 // chooses its environment, but not whom we trust.
 func environment(name string) string {
-	if os.Geteuid() != os.Getuid() || os.Getegid() != os.Getgid() {
+	if elevated() {
 		return ""
 	}
 	return os.Getenv(name)
 }
+
+// elevated: we run set-user-id or set-group-id.
+func elevated() bool { return os.Geteuid() != os.Getuid() || os.Getegid() != os.Getgid() }
 
 // environmentPath reads a variable of ours that names a file. CRIU starts
 // scripts, and those start processes, in directories of their own choice.
@@ -35,7 +39,10 @@ type configuration struct {
 }
 
 func (c configuration) load() (*rule.Set, error) {
-	if c.file != "" {
+	switch {
+	case c.file != "" && elevated():
+		return nil, errors.New("--config is not accepted from a set-user-id program: put the rules into " + rule.DefaultConfig)
+	case c.file != "":
 		return rule.Load(c.file, true)
 	}
 	file, err := environmentPath("CRIUHOOK_CONFIG")

@@ -28,6 +28,12 @@ func main() {
 	if len(os.Args) == 1 && os.Getenv(action.StageVariable) != "" {
 		os.Exit(runScript(context.Background()))
 	}
+	switch {
+	case calledAsCRIU(os.Args[0]):
+		os.Exit(runCRIU(context.Background(), os.Args[0], os.Args[1:]))
+	case len(os.Args) > 1 && os.Args[1] == criuName:
+		os.Exit(runCRIU(context.Background(), criuName, os.Args[2:]))
+	}
 	os.Exit(runCommand(context.Background(), os.Args[1:]))
 }
 

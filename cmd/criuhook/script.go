@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"criuhook/criuhook/action"
+	"criuhook/criuhook/interpose"
 )
 
 // runScript acts as CRIU's action script.
@@ -56,7 +57,7 @@ func scriptLogger(criu int) (*logrus.Logger, error) {
 func newInterpose() *cobra.Command {
 	t := &action.Tracer{Version: version, Rules: configuration{}.load}
 	cmd := &cobra.Command{
-		Use:    action.TracerVerb,
+		Use:    interpose.Verb,
 		Short:  "Follow CRIU for the action script (internal)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
@@ -75,5 +76,7 @@ func newInterpose() *cobra.Command {
 	}
 	cmd.Flags().IntVar(&t.CRIU, "criu-pid", 0, "CRIU's pid")
 	cmd.Flags().IntVar(&t.Root, "tree", 0, "pid of the tree's root task")
+	cmd.Flags().UintSliceVar(&t.Dead, "dead", nil, "inodes that CRIU is to find dead, of a frozen tree")
+	cmd.Flags().IntVar(&t.Netns, "netns", 1, "how many network namespaces that tree has")
 	return cmd
 }

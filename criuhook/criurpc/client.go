@@ -30,6 +30,8 @@ var errClosing = errors.New("the Client was closed in the middle of it")
 type Config struct {
 	// Path of CRIU, or its name, looked up in PATH. Default: criu.
 	Path string
+	// Arg0 is the name CRIU is called by, for its messages. Default: Path.
+	Arg0 string
 	// Args are options of CRIU's command line, put before swrk. A request overrides
 	// those that it sets.
 	Args []string
@@ -110,6 +112,9 @@ func Start(config Config) (*Client, error) {
 	}
 	args := append(append([]string(nil), config.Args...), "swrk", strconv.Itoa(int(CriuFD(-1))))
 	c.cmd = exec.Command(config.Path, args...)
+	if config.Arg0 != "" {
+		c.cmd.Args[0] = config.Arg0
+	}
 	c.cmd.Env = config.Env
 	c.cmd.ExtraFiles = append([]*os.File{theirs}, config.Files...)
 	c.cmd.SysProcAttr = config.SysProcAttr
@@ -145,6 +150,9 @@ func (c *Client) reap() {
 
 // PID of CRIU.
 func (c *Client) PID() int { return c.cmd.Process.Pid }
+
+// Signal sends CRIU a signal.
+func (c *Client) Signal(sig os.Signal) error { return c.cmd.Process.Signal(sig) }
 
 // Wait waits until CRIU has ended, or the command that it became by exec_cmd,
 // and tells how. It does not make it end; Close does.

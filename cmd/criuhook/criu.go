@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"criuhook/criuhook/dropin"
+	"criuhook/criuhook/swrk"
+)
+
+// criuName is the name by which we are CRIU.
+const criuName = "criu"
+
+// runCRIU acts as CRIU's command line and returns CRIU's exit status.
+func runCRIU(ctx context.Context, arg0 string, args []string) int {
+	log, criuLog, err := dropinLogger()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "criuhook: Error:", err)
+		return exitFailed
+	}
+	call := dropin.Call{Arg0: arg0, Args: args, Rules: configuration{}.load, Log: log, CRIULog: criuLog, Version: version}
+	if call.CRIU, err = findCRIU(log, "", configuration{}); err == nil {
+		call.Self, err = os.Executable()
+	}
+	if err != nil {
+		log.Error(err)
+		return exitFailed
+	}
+	return call.Run(ctx)
+}
+
+// calledAsCRIU reports whether a link or copy of us has the name of CRIU.
+func calledAsCRIU(arg0 string) bool { return filepath.Base(arg0) == criuName }
+
+// findCRIU finds the real CRIU; option is --criu. A configuration that cannot
+// be read does not stand in the way: a restore does without its rules, and a
+// dump will say what is wrong with it.
+func findCRIU(log *logrus.Logger, option string, config configuration) (string, error) {
+	var named string
+	rules, err := config.load()
+	if err == nil {
+		named = rules.CRIU
+	} else {
+		log.Warnf("CRIU is searched without regard to \"criu:\" in the configuration: %v", err)
+	}
+	f, err := swrk.NewFinder(option, named)
+	if err != nil {
+		return "", err
+	}
+	return swrk.Find(f)
+}
+
+// dropinLogger writes to CRIU's log, and what is wrong to stderr, as the
+// action script does.
+func dropinLogger() (*logrus.Logger, *swrk.CRIULog, error) {
+	criuLog := &swrk.CRIULog{}
+	log, err := newLogger(criuLog, logOptions{})
+	if err != nil {
+		return nil, nil, err
+	}
+	log.AddHook(copyHook{os.Stderr})
+	return log, criuLog, nil
+}
+
+// newCRIU documents the verb; main sees to it that it gets its arguments
+// untouched.
+func newCRIU() *cobra.Command {
+	return &cobra.Command{
+		Use:   "criu ARGUMENTS…",
+		Short: "Stand in for CRIU's command line",
+		Long: `Does what CRIU does with these arguments, and with the same options, exit status,
+log and images, but so that connections to daemons do not stand in the way: dump
+and restore are handled, any other command is handed to CRIU untouched. The same
+happens when criuhook is called by the name criu, by a link or a copy.
+
+The real CRIU is the one that CRIUHOOK_CRIU or the configuration (criu:) names,
+else criu.real beside criuhook, else the first criu in PATH and the sbin
+directories that is not criuhook.`,
+		Example: `  criuhook criu dump -t 4711 -D /var/lib/checkpoints/4711 -o dump.log
+  criuhook criu restore -d -D /var/lib/checkpoints/4711 -o restore.log`,
+		DisableFlagParsing:    true,
+		DisableFlagsInUseLine: true,
+		RunE: func(*cobra.Command, []string) error {
+			return usagef("criu: options of criuhook cannot stand before it; use CRIUHOOK_CRIU, CRIUHOOK_CONFIG and CRIUHOOK_LOG_LEVEL")
+		},
+	}
+}
+
+// newRelease is the verb by which the drop-in empties CRIU's fd store.
+func newRelease() *cobra.Command {
+	var criu int
+	cmd := &cobra.Command{
+		Use:    dropin.ReleaseVerb,
+		Short:  "Let go of the sockets that CRIU keeps after a restore (internal)",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return dropin.Release(cmd.Context(), criu)
+		},
+	}
+	cmd.Flags().IntVar(&criu, "criu-pid", 0, "CRIU's pid")
+	return cmd
+}

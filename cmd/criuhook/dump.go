@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"criuhook/criuhook/criurpc"
+	"criuhook/criuhook/dropin"
+	"criuhook/criuhook/dump"
+	"criuhook/criuhook/swrk"
+)
+
+// logDefaults are CRIU's options before those of the user: a log beside the
+// images, with what is needed to understand a failure.
+func logDefaults(name string) []string { return []string{"-v4", "--log-file", name} }
+
+const dumpLong = `Dump a process and its children, with all that CRIU can do, and with the
+connections that leave the tree: what becomes of each is for the rules to say.
+They are found by CRIU's RPC while the tree is frozen. If anything fails, the
+application runs on as before.
+
+What follows "--" goes to CRIU. Unless it says otherwise, CRIU's log is DIR/dump.log.
+DIR is made if it does not exist.
+
+Exit status: 0 dumped, 1 failed, 2 wrong usage, 3 refused by a rule.`
+
+func newDump(o *options) *cobra.Command {
+	var tree int
+	var dir string
+	var leaveRunning bool
+	cmd := &cobra.Command{
+		Use:   "dump --tree PID --images-dir DIR [--leave-running] [-- CRIU OPTIONS…]",
+		Short: "Dump a process tree with CRIU",
+		Long:  dumpLong,
+		Example: `  criuhook dump --tree 4711 --images-dir /var/lib/checkpoints/4711
+  criuhook dump --tree 4711 --images-dir /var/lib/checkpoints/4711 --leave-running -- --shell-job --tcp-close`,
+		DisableFlagsInUseLine: true,
+		Args:                  criuOptionsOnly,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if tree <= 0 || dir == "" {
+				return usagef("dump: --tree PID and --images-dir DIR have to be given")
+			}
+			words := append([]string{"dump", "--tree", strconv.Itoa(tree), "--images-dir", dir}, logDefaults("dump.log")...)
+			if leaveRunning {
+				words = append(words, "--leave-running")
+			}
+			line, err := criuLine(append(words, args...))
+			if err != nil {
+				return err
+			}
+			return o.dump(cmd, line)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVarP(&tree, "tree", "t", 0, "`PID` of the root of the tree")
+	f.StringVarP(&dir, "images-dir", "D", "", "`DIR` for the images")
+	f.BoolVarP(&leaveRunning, "leave-running", "R", false, "let the tree run on after the dump")
+	o.criuFlag(cmd)
+	return cmd
+}
+
+// criuFlag is --criu.
+func (o *options) criuFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.criu, "criu", "", "`PATH` of CRIU (default: CRIUHOOK_CRIU, criu: of the configuration, criu.real beside criuhook, criu in PATH)")
+}
+
+// criuOptionsOnly allows arguments after "--", for CRIU.
+func criuOptionsOnly(cmd *cobra.Command, args []string) error {
+	at := cmd.ArgsLenAtDash()
+	if at < 0 {
+		at = len(args)
+	}
+	if at > 0 {
+		return fmt.Errorf("%s: %q: CRIU's options stand behind --", cmd.CommandPath(), args[0])
+	}
+	return nil
+}
+
+// criuLine understands a command line of CRIU.
+func criuLine(words []string) (*dropin.Command, error) {
+	line := dropin.Parse(words, dropin.System())
+	if line.PassOn != "" {
+		return nil, usagef("CRIU's options %q: %s; criuhook criu %s hands them to CRIU as they are", words[1:], line.PassOn, words[0])
+	}
+	return line, nil
+}
+
+func (o *options) dump(cmd *cobra.Command, line *dropin.Command) error {
+	rules, err := o.config.load()
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(line.ImagesDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make the images directory: %w", err)
+	}
+	d := swrk.Dump{Job: line.Job(), Tree: line.Tree, Rules: rules}
+	if err := o.job(cmd, &d.Job); err != nil {
+		return err
+	}
+	d.Apart = true
+	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	progress := startProgress(cmd.ErrOrStderr(), line.ImagesDir, line.Tree)
+	_, err = d.Run(ctx)
+	summary := progress.stop()
+	if err != nil {
+		return criuFailed(err)
+	}
+	d.Log.Infof("process %d is dumped to %s: %s", line.Tree, line.ImagesDir, summary)
+	return nil
+}
+
+// job is what dump and restore have in common. Messages go to stderr and to
+// CRIU's log.
+func (o *options) job(cmd *cobra.Command, j *swrk.Job) (err error) {
+	if j.Log, err = newLogger(cmd.ErrOrStderr(), o.log); err != nil {
+		return err
+	}
+	if j.CRIU, err = findCRIU(j.Log, o.criu, o.config); err != nil {
+		return err
+	}
+	j.Version = version
+	if j.LogFile != "" {
+		j.CRIULog = &swrk.CRIULog{}
+		j.Log.AddHook(allHook{j.CRIULog})
+	}
+	return nil
+}
+
+// allHook writes everything to a second place as well.
+type allHook struct {
+	to io.Writer
+}
+
+func (allHook) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (h allHook) Fire(e *logrus.Entry) error { return copyHook(h).Fire(e) }
+
+// criuFailed adds to an error what CRIU has logged, and the exit code.
+func criuFailed(err error) error {
+	var refused *dump.RefusedError
+	if errors.As(err, &refused) {
+		return &exitError{exitRefused, refused}
+	}
+	var e *criurpc.Error
+	if errors.As(err, &e) && len(e.Log) > 1 {
+		return fmt.Errorf("%w\n%s", err, moreOf(e))
+	}
+	return err
+}
+
+// moreOf is the part of the error that only %+v prints.
+func moreOf(e *criurpc.Error) string {
+	all := fmt.Sprintf("%+v", e)
+	return all[min(len(e.Error())+1, len(all)):]
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dropin stands in for CRIU's command line: whoever calls "criu" need
+// not know of it. A dump is made by RPC, with CRIU as a child that has all the
+// options; a restore becomes CRIU, with sockets to inherit; any other command
+// becomes CRIU at once.
+package dropin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"criuhook/criuhook/criurpc"
+	"criuhook/criuhook/dump"
+	"criuhook/criuhook/restore"
+	"criuhook/criuhook/rule"
+	"criuhook/criuhook/swrk"
+	"criuhook/sockpeer/child"
+)
+
+// exitFailed is CRIU's exit status for nearly all failures.
+const exitFailed = 1
+
+// ReleaseVerb is the hidden verb of this program that runs [Release].
+const ReleaseVerb = "release"
+
+// Call is one call of CRIU's command line.
+type Call struct {
+	Arg0 string   // the name that we, and so CRIU, are called by
+	Args []string // what CRIU is to get
+	CRIU string   // path of the real CRIU
+	// Self is the path of this program, for scripts and helpers.
+	Self  string
+	Rules func() (*rule.Set, error)
+	// Log gets our messages: what is wrong, for CRIU's stderr, and all of it
+	// by way of CRIULog.
+	Log     *logrus.Logger
+	CRIULog *swrk.CRIULog
+	Version string
+}
+
+// Run does what CRIU would do and returns CRIU's exit status, if it returns
+// at all.
+func (c *Call) Run(ctx context.Context) int {
+	cmd := Parse(c.Args, System())
+	var err error
+	switch {
+	case cmd.PassOn != "":
+		err = c.become(c.Args)
+	case cmd.Name == "dump":
+		return c.dump(ctx, cmd)
+	case cmd.Name == "restore":
+		err = c.restore(ctx, cmd)
+	default:
+		err = c.become(c.Args)
+	}
+	c.fail(cmd, err)
+	return exitFailed
+}
+
+// fail says why CRIU was not even started, also where CRIU's log was to be.
+func (c *Call) fail(cmd *Command, err error) {
+	c.Log.Error(err)
+	if cmd.PassOn != "" || cmd.LogFile == "" || cmd.LogFile == "-" || os.Geteuid() != os.Getuid() {
+		return
+	}
+	name := cmd.LogFile
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(cmp.Or(cmd.WorkDir, cmd.ImagesDir), name)
+	}
+	if e := c.CRIULog.Save(name); e != nil {
+		c.Log.Error(e)
+	}
+}
+
+// become makes this process CRIU.
+func (c *Call) become(args []string) error {
+	err := unix.Exec(c.CRIU, append([]string{c.Arg0}, args...), os.Environ())
+	return fmt.Errorf("execute %s: %w", c.CRIU, err)
+}
+
+// Job is what CRIU is told by RPC.
+func (cmd *Command) Job() swrk.Job {
+	return swrk.Job{
+		Options:   cmd.Options(),
+		ImagesDir: cmd.ImagesDir, WorkDir: cmd.WorkDir,
+		LogFile: cmd.LogFile, LogLevel: int(cmd.LogLevel),
+	}
+}
+
+func (c *Call) dump(ctx context.Context, cmd *Command) int {
+	rules, err := c.Rules()
+	if err != nil {
+		c.fail(cmd, err)
+		return exitFailed
+	}
+	d := swrk.Dump{Job: cmd.Job(), Tree: cmd.Tree, Rules: rules, Scripts: len(cmd.ActionScripts) > 0 && !cmd.LazyPages}
+	d.CRIU, d.Arg0, d.Log, d.CRIULog, d.Version = c.CRIU, c.Arg0, c.Log, c.CRIULog, c.Version
+	// What the terminal sends, CRIU gets too, and ends as it would without
+	// us; what is sent to us alone is for CRIU.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	defer signal.Stop(signals)
+	d.Signals = signals
+	exit, err := d.Run(ctx)
+	switch {
+	case err != nil && !d.Started:
+		c.fail(cmd, err)
+	case err != nil:
+		c.say(err)
+	}
+	if d.KilledBy != 0 { // so are we, for whoever waits for us
+		signal.Reset(d.KilledBy)
+		_ = unix.Kill(os.Getpid(), d.KilledBy)
+	}
+	return exit
+}
+
+// say writes what went wrong. What CRIU said is in its log already.
+func (c *Call) say(err error) {
+	var refused *dump.RefusedError
+	var e *criurpc.Error
+	switch {
+	case errors.As(err, &refused):
+		err = refused // as it is, of several lines
+	case errors.As(err, &e) && e.Err == nil && e.Response != nil:
+		return
+	}
+	c.Log.Error(err)
+}
+
+func (c *Call) restore(ctx context.Context, cmd *Command) error {
+	r, err := restore.Open(cmd.ImagesDir, c.Log, c.Rules)
+	if err != nil {
+		return err
+	}
+	for _, given := range cmd.InheritFD {
+		_, key, _ := strings.Cut(given, ":")
+		r.Leave(key)
+	}
+	var extra []string
+	inherits := false
+	if len(cmd.JoinNS) == 0 {
+		socks, err := r.Inherit(ctx)
+		if err != nil {
+			return err
+		}
+		for _, s := range socks {
+			fd, err := handOver(s, cmd.FDs)
+			if err != nil {
+				return err
+			}
+			extra = append(extra, "--inherit-fd", fmt.Sprintf("fd[%d]:%s", fd, s.Key))
+		}
+		inherits = len(socks) > 0
+	}
+	if r.InPlace() {
+		extra = append(extra, "--action-script", c.Self)
+	}
+	if inherits && !cmd.Detach {
+		r.StepAside()
+		if err := c.startRelease(); err != nil {
+			return err
+		}
+	}
+	return c.become(cmd.Insert(extra...))
+}
+
+// handOver gives a socket a number that survives exec and that the command
+// line does not use.
+func handOver(s restore.Inherited, used []int) (int, error) {
+	for from := s.Socket.FD(); ; {
+		fd, err := unix.FcntlInt(uintptr(s.Socket.FD()), unix.F_DUPFD, from)
+		if err != nil {
+			return 0, fmt.Errorf("hand %s over to CRIU: %w", s.Socket.Name(), err)
+		}
+		if !slices.Contains(used, fd) {
+			return fd, s.Socket.Close()
+		}
+		unix.Close(fd)
+		from = fd + 1
+	}
+}
+
+// startRelease starts the process that runs [Release]. Not as a child: CRIU
+// would wait for it.
+func (c *Call) startRelease() error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	fd := int(null.Fd())
+	// No environment: nothing of it is of use, and under a setuid CRIU it is
+	// somebody else's.
+	_, err = child.Orphan(c.Self, []string{"criuhook", ReleaseVerb, "--criu-pid", strconv.Itoa(os.Getpid())}, nil, []int{fd, fd, fd})
+	return err
+}
