@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"criuhook/criuhook/image"
+	"criuhook/criuhook/interpose"
 	"criuhook/proto"
 	"criuhook/sockpeer"
 	"criuhook/test/app"
@@ -86,192 +89,239 @@ func wantHangup(t testing.TB, dir, busy string) {
 	}
 }
 
-func TestBusyHangup(t *testing.T) {
-	need(t)
-	for _, w := range waysToWait {
-		t.Run(w.syscall, func(t *testing.T) {
-			a, srv := awaiting(t, w, "reconnect")
-			dir := a.Dump(t)
-			wantHangup(t, dir, "waits in ")
-			a.Restore(t, dir)
-			a.answered(t, "EOF")
-			if n := len(srv.Clients()); n != 1 {
-				t.Errorf("the daemon saw %d connections, expected none after the first", n-1)
-			}
-			nothingLeft(t)
-		})
-	}
+// TestBlockedForAnswer: a thread that waited for an answer at the dump gets EOF
+// when it runs again, and its next try is served.
+func TestBlockedForAnswer(t *testing.T) {
+	ways(t, func(t *testing.T) {
+		for _, w := range waysToWait {
+			t.Run(w.syscall, func(t *testing.T) {
+				a, srv := awaiting(t, w, "reconnect")
+				dir := a.Dump(t)
+				wantHangup(t, dir, "waits in ")
+				a.Restore(t, dir)
+				restored := time.Now()
+				a.answered(t, "EOF")
+				t.Logf("EOF within %v of the end of the restore", time.Since(restored))
+				if n := len(srv.Clients()); n != 1 {
+					t.Errorf("the daemon saw %d connections, expected none after the first", n-1)
+				}
+				srv.Release()
+				a.connect(t, "again", srv.Path())
+				a.Request(t, "again")
+				wantClients(t, srv, 1, 1)
+				nothingLeft(t)
+			})
+		}
+	})
 }
 
 func TestBusyRefuse(t *testing.T) {
-	need(t)
-	for _, w := range waysToWait {
-		t.Run(w.syscall, func(t *testing.T) {
-			a, srv := awaiting(t, w, "busyrefuse")
-			before := a.Details(t, "c")
-			dir := images(t)
-			a.TryDump(t, dir).failed(t, dir, a.who(t, before), "rule t-busy-refuse", "waits in ", "the rule refuses it while it is busy", "busy: hangup")
-			srv.Release()
-			a.answered(t, "")
-			a.untouched(t, srv, "c", before)
-		})
-	}
+	ways(t, func(t *testing.T) {
+		for _, w := range waysToWait {
+			t.Run(w.syscall, func(t *testing.T) {
+				a, srv := awaiting(t, w, "busyrefuse")
+				before := a.Details(t, "c")
+				dir := images(t)
+				a.TryDump(t, dir).refused(t, dir, a.who(t, before), "rule t-busy-refuse", "waits in ", "the rule refuses it while it is busy", "busy: hangup")
+				srv.Release()
+				a.answered(t, "")
+				a.untouched(t, srv, "c", before)
+			})
+		}
+	})
 }
 
+// TestBusyWait: the daemon answers while the dump waits for it; nothing is lost,
+// nor asked for twice.
 func TestBusyWait(t *testing.T) {
-	need(t)
-	for _, w := range waysToWait {
-		t.Run(w.syscall, func(t *testing.T) {
-			a, srv := awaiting(t, w, "wait")
-			dir := images(t)
-			done := make(chan Result, 1)
-			go func() { done <- a.TryDump(t, dir) }()
-			eventually(t, "somebody of ours waits", func() bool {
-				left, _ := ours()
-				return strings.Contains(strings.Join(left, "\n"), " interpose ")
+	ways(t, func(t *testing.T) {
+		for _, w := range waysToWait {
+			t.Run(w.syscall, func(t *testing.T) {
+				a, srv := awaiting(t, w, "wait")
+				dir := images(t)
+				done := make(chan Result, 1)
+				go func() { done <- a.TryDump(t, dir) }()
+				a.eventuallyWaiting(t)
+				time.AfterFunc(300*time.Millisecond, srv.Release)
+				(<-done).want(t, "dump", 0)
+				a.Dumped(t, dir)
+				wantRecorded(t, dir, 1)
+				a.Restore(t, dir)
+				a.answered(t, "")
+				a.Request(t, "c")
+				wantClients(t, srv, 1, 1)
+				if n := srv.Clients()[0].Requests; n != 2 {
+					t.Errorf("the daemon had %d requests before the dump, expected 2", n)
+				}
+				nothingLeft(t)
 			})
-			srv.Release()
-			(<-done).want(t, "dump", 0)
-			a.Dumped(t, dir)
-			wantRecorded(t, dir, 1)
-			a.Restore(t, dir)
-			a.answered(t, "")
-			a.Request(t, "c")
-			wantClients(t, srv, 1, 1)
-			nothingLeft(t)
-		})
-	}
+		}
+	})
+}
+
+// eventuallyWaiting waits until somebody of ours is at a dump: of the action
+// script the tracer, which is what waits.
+func (p *Process) eventuallyWaiting(t testing.TB) {
+	t.Helper()
+	eventually(t, "somebody of ours waits", func() bool {
+		left, _ := ours()
+		return len(left) > 0 && (p.dumpBy != byScript || strings.Contains(strings.Join(left, "\n"), " interpose "))
+	})
 }
 
 func TestBusyWaitExpires(t *testing.T) {
-	need(t)
-	a, srv := awaiting(t, waysToWait[0], "wait")
-	before := a.Details(t, "c")
-	dir := images(t)
-	a.TryDump(t, dir).failed(t, dir, a.who(t, before), "it stayed busy for the 3s the rule gives it", "longer patience")
-	srv.Release()
-	a.answered(t, "")
-	a.untouched(t, srv, "c", before)
+	ways(t, func(t *testing.T) {
+		a, srv := awaiting(t, waysToWait[0], "wait")
+		before := a.Details(t, "c")
+		dir := images(t)
+		a.TryDump(t, dir).refused(t, dir, a.who(t, before), "it stayed busy for the 3s the rule gives it", "longer patience")
+		srv.Release()
+		a.answered(t, "")
+		a.untouched(t, srv, "c", before)
+	})
 }
 
 // What the daemon sent before the dump is not lost.
 func TestUnreadBytes(t *testing.T) {
-	need(t)
-	for network, typ := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET} {
-		t.Run(network, func(t *testing.T) {
-			srv, path := daemon(t, network, "reconnect")
-			a := startApp(t, alice, nil)
-			a.connectType(t, "c", path, typ)
-			a.Request(t, "c")
-			const text = "unasked\n"
-			if err := srv.Send(0, text); err != nil {
-				t.Fatal(err)
-			}
-			a.eventuallyBusy(t, "bytes", func(c sockpeer.Connection) bool { return c.RecvQueue > 0 })
-			dir := a.Dump(t)
-			wantHangup(t, dir, "not yet read by us")
-			a.Restore(t, dir)
-			if got := a.Do(t, app.Command{Op: "read", Conn: "c"}).Text; got != text {
-				t.Errorf("after the restore the application reads %q, expected %q", got, text)
-			}
-			a.wantHungUp(t, "c")
-			nothingLeft(t)
-		})
-	}
+	ways(t, func(t *testing.T) {
+		for network, typ := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET} {
+			t.Run(network, func(t *testing.T) {
+				srv, path := daemon(t, network, "reconnect")
+				a := startApp(t, alice, nil)
+				a.connectType(t, "c", path, typ)
+				a.Request(t, "c")
+				const text = "unasked\n"
+				if err := srv.Send(0, text); err != nil {
+					t.Fatal(err)
+				}
+				a.eventuallyBusy(t, "bytes", func(c sockpeer.Connection) bool { return c.RecvQueue > 0 })
+				dir := a.Dump(t)
+				wantHangup(t, dir, "not yet read by us")
+				a.Restore(t, dir)
+				if got := a.Do(t, app.Command{Op: "read", Conn: "c"}).Text; got != text {
+					t.Errorf("after the restore the application reads %q, expected %q", got, text)
+				}
+				a.wantHungUp(t, "c")
+				nothingLeft(t)
+			})
+		}
+	})
 }
 
 // The daemons are not frozen: what they do while CRIU dumps shows at its end.
 func TestDaemonActsDuringDump(t *testing.T) {
-	need(t)
-	answer := func(srv *echo.Server) error { return srv.Send(0, "late\n") }
-	leave := func(srv *echo.Server) error { return srv.Close() }
-	for _, c := range []struct {
-		name, socket string
-		act          func(*echo.Server) error
-		says         string
-		refused      bool
-	}{
-		{"answers", "reconnect", answer, "the peer answered while CRIU dumped", false},
-		{"closes", "reconnect", leave, "the peer closed it while CRIU dumped", false},
-		{"answers, busy refuses", "busyrefuse", answer, "the peer answered while CRIU dumped", true},
-		{"closes, busy refuses", "busyrefuse", leave, "the peer closed it while CRIU dumped", true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			srv, path := daemon(t, "unix", c.socket)
-			a := startApp(t, alice, nil)
-			a.connect(t, "c", path)
-			a.Request(t, "c")
-			fifo := filepath.Join(images(t), "fifo")
-			if err := unix.Mkfifo(fifo, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			script := wrapper(t, "-p", fmt.Sprintf("[ \"$CRTOOLS_SCRIPT_ACTION\" != post-dump ] || { echo frozen >%[1]s; cat %[1]s >/dev/null; }\nexec %[2]s", fifo, criuhook))
-			acted := make(chan error, 1)
-			go func() {
-				_, err := os.ReadFile(fifo)
-				if err == nil {
-					err = c.act(srv)
+	ways(t, func(t *testing.T) {
+		answer := func(srv *echo.Server) error { return srv.Send(0, "late\n") }
+		leave := func(srv *echo.Server) error { return srv.Close() }
+		for _, c := range []struct {
+			name, socket string
+			act          func(*echo.Server) error
+			says         string
+			refused      bool
+		}{
+			{"answers", "reconnect", answer, "the peer answered while CRIU dumped", false},
+			{"closes", "reconnect", leave, "the peer closed it while CRIU dumped", false},
+			{"answers, busy refuses", "busyrefuse", answer, "the peer answered while CRIU dumped", true},
+			{"closes, busy refuses", "busyrefuse", leave, "the peer closed it while CRIU dumped", true},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				srv, path := daemon(t, "unix", c.socket)
+				a := startApp(t, alice, nil)
+				a.connect(t, "c", path)
+				a.Request(t, "c")
+				dir := images(t)
+				acted := make(chan error, 1)
+				r := during(func() Result { return a.TryDump(t, dir) }, func(done <-chan struct{}) {
+					acted <- whileDumping(dir, done, func() error { return c.act(srv) })
+				})
+				if err := <-acted; err != nil {
+					t.Fatalf("%v\n%s", err, r.tail())
 				}
-				acted <- err
-				_ = os.WriteFile(fifo, []byte("done\n"), 0) // else the dump hangs
-			}()
-			dir := images(t)
-			r := run(t, a.User, dir, "dump.log", "dump", "-t", fmt.Sprint(a.PID), script)
-			if err := <-acted; err != nil {
-				t.Fatal(err)
-			}
-			r.wantMessage(t, c.says, path)
-			if c.refused {
-				r.failed(t, dir, "refuses busy connections")
-				a.Awake(t)
-				if c.says == "the peer answered while CRIU dumped" {
-					if got := a.Do(t, app.Command{Op: "read", Conn: "c"}).Text; got != "late\n" {
-						t.Errorf("the application reads %q", got)
+				r.wantMessage(t, c.says, path)
+				if c.refused {
+					r.refused(t, dir, "refuses busy connections")
+					a.Awake(t)
+					if c.says == "the peer answered while CRIU dumped" {
+						if got := a.Do(t, app.Command{Op: "read", Conn: "c"}).Text; got != "late\n" {
+							t.Errorf("the application reads %q", got)
+						}
+						a.Request(t, "c")
 					}
-					a.Request(t, "c")
+					nothingLeft(t)
+					return
 				}
+				r.want(t, "dump", 0)
+				a.Dumped(t, dir)
+				wantHangup(t, dir, c.says)
+				a.Restore(t, dir)
+				// CRIU may have dumped the queue before or after the answer came.
+				if got := a.Do(t, app.Command{Op: "read", Conn: "c"}).Text; got != "" && (got != "late\n" || strings.Contains(c.name, "closes")) {
+					t.Errorf("the application reads %q", got)
+				}
+				a.wantHungUp(t, "c")
 				nothingLeft(t)
-				return
-			}
-			r.want(t, "dump", 0)
-			a.Dumped(t, dir)
-			wantHangup(t, dir, c.says)
-			a.Restore(t, dir)
-			a.wantHungUp(t, "c")
-			nothingLeft(t)
-		})
+			})
+		}
+	})
+}
+
+// whileDumping holds CRIU once the plan of its dump is made, and does something.
+func whileDumping(dir string, done <-chan struct{}, act func() error) error {
+	plan := filepath.Join(dir, image.PlanName)
+	// A tracer of ours has plans written before it lets go of CRIU, and would not
+	// let CRIU stop.
+	traced := func(pid int) bool { return interpose.TracerOf(pid) != 0 }
+	for {
+		if _, err := os.Stat(plan); err == nil && !slices.ContainsFunc(running("criu"), traced) {
+			break
+		}
+		select {
+		case <-done:
+			return fmt.Errorf("the dump ended without %s", plan)
+		default:
+		}
 	}
+	for _, pid := range running("criu") {
+		_ = unix.Kill(pid, unix.SIGSTOP) // one may have ended
+		defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
+		awaitStopped(pid)
+	}
+	if _, err := os.Stat(plan); err != nil {
+		return fmt.Errorf("too late, the dump is over: %w", err)
+	}
+	return act()
 }
 
 // Threads that work all the time find, after a restore, either a connection
 // that works or one that is closed. None hangs, none gets a wrong answer.
 func TestRestoreUnderLoad(t *testing.T) {
-	need(t)
-	for range 5 {
-		a, srv := hammered(t, alice)
-		eventually(t, "requests", func() bool { return a.Do(t, app.Command{Op: "stats"}).Count.Requests > 100 })
-		dir := a.Dump(t)
-		rec, err := image.ReadRecord(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		hungUp := 0
-		for _, c := range rec.Connections {
-			if c.Action == proto.Action_ACTION_HANGUP {
-				hungUp++
+	ways(t, func(t *testing.T) {
+		for range 5 {
+			a, srv := hammered(t, alice)
+			eventually(t, "requests", func() bool { return a.Do(t, app.Command{Op: "stats"}).Count.Requests > 100 })
+			dir := a.Dump(t)
+			rec, err := image.ReadRecord(dir)
+			if err != nil {
+				t.Fatal(err)
 			}
+			hungUp := 0
+			for _, c := range rec.Connections {
+				if c.Action == proto.Action_ACTION_HANGUP {
+					hungUp++
+				}
+			}
+			a.Restore(t, dir)
+			var c app.Counters
+			eventually(t, "the threads of dead connections see it", func() bool {
+				c = a.Do(t, app.Command{Op: "stats"}).Count
+				return c.Failed >= int64(hungUp)
+			})
+			c = a.Do(t, app.Command{Op: "rest"}).Count
+			if c.Failed != int64(hungUp) || hungUp > 0 && c.LastErr != "EOF" && c.LastErr != unix.EPIPE.Error() {
+				t.Errorf("%d threads failed (%s); %d connections were hung up", c.Failed, c.LastErr, hungUp)
+			}
+			wantClients(t, srv, threads, threads-hungUp)
+			nothingLeft(t)
 		}
-		a.Restore(t, dir)
-		var c app.Counters
-		eventually(t, "the threads of dead connections see it", func() bool {
-			c = a.Do(t, app.Command{Op: "stats"}).Count
-			return c.Failed >= int64(hungUp)
-		})
-		c = a.Do(t, app.Command{Op: "rest"}).Count
-		if c.Failed != int64(hungUp) || hungUp > 0 && c.LastErr != "EOF" && c.LastErr != unix.EPIPE.Error() {
-			t.Errorf("%d threads failed (%s); %d connections were hung up", c.Failed, c.LastErr, hungUp)
-		}
-		wantClients(t, srv, threads, threads-hungUp)
-		nothingLeft(t)
-	}
+	})
 }

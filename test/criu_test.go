@@ -4,15 +4,12 @@ package test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -20,43 +17,21 @@ import (
 // criuTime bounds one run of CRIU.
 const criuTime = time.Minute
 
-// Result is how one run of CRIU ended.
+// Result is how one dump or restore ended.
 type Result struct {
+	By     way
 	Code   int
+	Stdout string
 	Output string // stdout and stderr: what a person sees
 	Log    string // CRIU's log
+	// restores: it was a restore.
+	restores bool
 }
 
-// criuCommand makes a command that runs CRIU so that it may dump u: with u's
-// real ids, as if it were setuid root, since reading another user's limits
-// takes CAP_SYS_RESOURCE, which this machine may lack.
-func criuCommand(ctx context.Context, u User, args ...string) *exec.Cmd {
-	if u.UID == 0 {
-		return exec.CommandContext(ctx, "criu", args...)
-	}
-	// Not setpriv, which looks the user up, in a name service that may be
-	// stopped; nor a shell, which drops the euid.
-	const asIfSetuid = `$( = shift; $< = shift; exec { "criu" } "criu", @ARGV; die "run criu: $!"`
-	cmd := exec.CommandContext(ctx, "perl", append([]string{
-		"-e", asIfSetuid, "--", strconv.Itoa(int(u.GID)), strconv.Itoa(int(u.UID)),
-	}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: u.Groups}}
-	return cmd
-}
-
-// run runs CRIU with a log in dir.
+// run runs a stock CRIU with a log in dir.
 func run(t testing.TB, u User, dir, log string, args ...string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), criuTime)
-	defer cancel()
-	var out bytes.Buffer
-	cmd := criuCommand(ctx, u, append(args, "-D", dir, "-v4", "-o", log)...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	// A restored process that kept the pipe would keep Wait waiting.
-	cmd.WaitDelay = time.Second
-	_ = cmd.Run() // the code says it
-	b, _ := os.ReadFile(filepath.Join(dir, log))
-	return Result{Code: cmd.ProcessState.ExitCode(), Output: out.String(), Log: string(b)}
+	return stock(append(args, "-D", dir, "-v4", "-o", log)...).run(t, u, filepath.Join(dir, log))
 }
 
 // images is a new directory for images, outside of what targets can write to.
@@ -70,12 +45,10 @@ func images(t testing.TB) string {
 	return dir
 }
 
-func withScript(args ...string) []string { return append(args, "--action-script="+criuhook) }
-
-// TryDump dumps with stock CRIU and our action script.
+// TryDump dumps by the way of the test. args are CRIU's options.
 func (p *Process) TryDump(t testing.TB, dir string, args ...string) Result {
 	t.Helper()
-	return run(t, p.User, dir, "dump.log", withScript(append([]string{"dump", "-t", strconv.Itoa(p.PID)}, args...)...)...)
+	return p.dumpBy.dump(p.PID, dir, append(args, "-v4", "-o", "dump.log")...).run(t, p.User, filepath.Join(dir, "dump.log"))
 }
 
 // Dump dumps and fails the test if that fails. Without --leave-running among
@@ -91,10 +64,15 @@ func (p *Process) Dump(t testing.TB, args ...string) (dir string) {
 	return dir
 }
 
-// TryRestore restores with stock CRIU and our action script.
+// TryRestore restores by the way of the test. args are CRIU's options.
 func (p *Process) TryRestore(t testing.TB, dir string, args ...string) Result {
 	t.Helper()
-	return run(t, p.User, dir, "restore.log", withScript(append([]string{"restore", "-d"}, args...)...)...)
+	return p.tryRestoreBy(t, p.restoreBy, dir, args...)
+}
+
+func (p *Process) tryRestoreBy(t testing.TB, w way, dir string, args ...string) Result {
+	t.Helper()
+	return w.restore(dir, true, append(args, "-v4", "-o", "restore.log")...).run(t, p.User, filepath.Join(dir, "restore.log"))
 }
 
 // Restore restores and fails the test if that fails.
@@ -102,13 +80,14 @@ func (p *Process) Restore(t testing.TB, dir string, args ...string) Result {
 	t.Helper()
 	r := p.TryRestore(t, dir, args...)
 	r.want(t, "restore", 0)
+	r.wantPID(t, p.PID)
 	return r
 }
 
 // RestoreStock restores with stock CRIU alone, without any option of ours.
 func (p *Process) RestoreStock(t testing.TB, dir string) {
 	t.Helper()
-	run(t, p.User, dir, "stock.log", "restore", "-d").want(t, "restore with stock CRIU", 0)
+	p.tryRestoreBy(t, byStock, dir).want(t, "restore with stock CRIU", 0)
 }
 
 // Dumped waits until the process is gone, which a dump ended or the test has
@@ -128,7 +107,7 @@ func (p *Process) Dumped(t testing.TB, dir string) {
 	}
 	work := images(t)
 	pidfile := filepath.Join(work, "pid")
-	runIn(t, p.User, dir, work, append([]string{"restore", "-d", "--pidfile", pidfile}, p.restoreArgs...)...).want(t, "restore with stock CRIU", 0)
+	byStock.restoreIn(t, p.User, dir, work, append([]string{"--pidfile", pidfile}, p.restoreArgs...)...).want(t, "restore with stock CRIU", 0)
 	b, err := os.ReadFile(pidfile)
 	if err != nil {
 		t.Fatal(err)
@@ -194,14 +173,24 @@ func (r Result) want(t testing.TB, what string, code int) {
 	}
 }
 
-// wantMessage checks that a person, and the log, get to see a text.
+// wantPID checks that the verb has printed the pid, and nothing else.
+func (r Result) wantPID(t testing.TB, pid int) {
+	t.Helper()
+	if want := fmt.Sprintln(pid); r.By == byRPC && r.Stdout != want {
+		t.Errorf("the verb printed %q, expected %q", r.Stdout, want)
+	}
+}
+
+// wantMessage checks that a person, and the log, get to see a text. What fails
+// before CRIU runs has no log, if it is a verb, or set-user-id. On a restore the
+// drop-in has become CRIU, which begins its log, when all has been said.
 func (r Result) wantMessage(t testing.TB, parts ...string) {
 	t.Helper()
 	for _, s := range parts {
 		if !strings.Contains(r.Output, s) {
-			t.Errorf("CRIU's stderr does not say %q:\n%s\n%s", s, r.Output, r.tail())
+			t.Errorf("stderr does not say %q:\n%s\n%s", s, r.Output, r.tail())
 		}
-		if !strings.Contains(r.Log, s) {
+		if !strings.Contains(r.Log, s) && !(r.By != byScript && r.Log == "") && !(r.By == byDropin && r.restores) {
 			t.Errorf("CRIU's log does not say %q:\n%s", s, r.tail())
 		}
 	}

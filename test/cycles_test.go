@@ -49,12 +49,23 @@ func (a *App) unharmed(t testing.TB, srv *echo.Server) {
 	nothingLeft(t)
 }
 
+// Of the action script only: TestTwoHundredDumps has the other ways.
 func TestHundredDumps(t *testing.T) {
 	need(t)
+	manyDumps(t, 100)
+}
+
+func TestTwoHundredDumps(t *testing.T) {
+	eachWay(t, []way{byRPC, byDropin}, func(t *testing.T) { manyDumps(t, 200) })
+}
+
+// manyDumps dumps an application whose threads make requests all the time. No
+// dump fails, and no request.
+func manyDumps(t *testing.T, n int) {
+	t.Helper()
 	a, srv := hammered(t, alice)
-	n := 100
 	if testing.Short() {
-		n = 10
+		n /= 10
 	}
 	dir := images(t)
 	for i := range n {
@@ -72,59 +83,64 @@ func TestHundredDumps(t *testing.T) {
 
 // An image of a dump that left the application running is as good as others.
 func TestLeaveRunning(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	a.connect(t, "c", path)
-	a.Request(t, "c")
-	before := a.Details(t, "c")
-	dir := a.Dump(t, "--leave-running")
-	a.untouched(t, srv, "c", before)
-	a.Kill(t)
-	a.Dumped(t, dir)
-	for n := 1; n <= 2; n++ {
-		a.Restore(t, dir)
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		a.connect(t, "c", path)
 		a.Request(t, "c")
-		wantClients(t, srv, n, 1)
+		before := a.Details(t, "c")
+		a.TryDump(t, images(t), "-R").want(t, "dump with CRIU's short option", 0)
+		a.untouched(t, srv, "c", before)
+		dir := a.Dump(t, "--leave-running")
+		a.untouched(t, srv, "c", before)
 		a.Kill(t)
-		await(t, srv, "EOF", func(c []echo.Client) bool { return echo.Open(c) == 0 })
-	}
-	nothingLeft(t)
+		a.Dumped(t, dir)
+		for n := 1; n <= 2; n++ {
+			a.Restore(t, dir)
+			a.Request(t, "c")
+			wantClients(t, srv, n, 1)
+			a.Kill(t)
+			await(t, srv, "EOF", func(c []echo.Client) bool { return echo.Open(c) == 0 })
+		}
+		nothingLeft(t)
+	})
 }
 
 func TestTenCycles(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	a.connect(t, "c", path)
-	a.Request(t, "c")
-	details := a.Details(t, "c")
-	count := a.Do(t, app.Command{Op: "stats"}).Count
-	for range 20 { // the control connection of the last command may still be open
-		count.FDs = min(count.FDs, a.Do(t, app.Command{Op: "stats"}).Count.FDs)
-	}
-	for i := 1; i <= 10; i++ {
-		dir := a.Dump(t)
-		await(t, srv, "EOF", func(c []echo.Client) bool { return echo.Open(c) == 0 })
-		a.Restore(t, dir)
-		a.Awake(t)
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		a.connect(t, "c", path)
 		a.Request(t, "c")
-		a.wantDetails(t, fmt.Sprintf("cycle %d", i), "c", details)
-		wantClients(t, srv, i, 1)
-		nothingLeft(t)
-	}
-	var after app.Counters
-	eventually(t, fmt.Sprintf("%d fds, as before the ten cycles", count.FDs), func() bool {
-		after = a.Do(t, app.Command{Op: "stats"}).Count
-		return after.FDs == count.FDs
+		details := a.Details(t, "c")
+		count := a.Do(t, app.Command{Op: "stats"}).Count
+		for range 20 { // the control connection of the last command may still be open
+			count.FDs = min(count.FDs, a.Do(t, app.Command{Op: "stats"}).Count.FDs)
+		}
+		for i := 1; i <= 10; i++ {
+			dir := a.Dump(t)
+			await(t, srv, "EOF", func(c []echo.Client) bool { return echo.Open(c) == 0 })
+			a.Restore(t, dir)
+			a.Awake(t)
+			a.Request(t, "c")
+			a.wantDetails(t, fmt.Sprintf("cycle %d", i), "c", details)
+			wantClients(t, srv, i, 1)
+			nothingLeft(t)
+		}
+		var after app.Counters
+		eventually(t, fmt.Sprintf("%d fds, as before the ten cycles", count.FDs), func() bool {
+			after = a.Do(t, app.Command{Op: "stats"}).Count
+			return after.FDs == count.FDs
+		})
+		// A Go program starts threads when it sees fit.
+		if after.Threads < count.Threads || after.Threads > count.Threads+4 {
+			t.Errorf("%d threads after ten cycles, %d before", after.Threads, count.Threads)
+		}
 	})
-	// A Go program starts threads when it sees fit.
-	if after.Threads < count.Threads || after.Threads > count.Threads+4 {
-		t.Errorf("%d threads after ten cycles, %d before", after.Threads, count.Threads)
-	}
 }
 
-// Container runtimes and configuration files both name scripts: all run.
+// Container runtimes and configuration files both name scripts: all run. Of the
+// action script only.
 func TestScriptTwice(t *testing.T) {
 	need(t)
 	srv, path := daemon(t, "unix", "reconnect")
@@ -140,7 +156,7 @@ func TestScriptTwice(t *testing.T) {
 	nothingLeft(t)
 }
 
-// A user's own script that calls ours.
+// A user's own script that calls ours. Of the action script only.
 func TestScriptOfTheUsers(t *testing.T) {
 	need(t)
 	for _, u := range []User{root, alice} {

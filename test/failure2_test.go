@@ -6,7 +6,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -18,36 +17,40 @@ import (
 // A dump that fails before CRIU has written anything leaves the images of an
 // earlier one, and what belongs to them, as they are.
 func TestFailedDumpSparesEarlierImages(t *testing.T) {
-	need(t)
-	d := dumpClient(t, alice, "reconnect", "t-reconnect")
-	srv := daemonAt(t, "unix", d.path)
-	_, path := daemon(t, "unix", "reconnect")
-	other := startApp(t, alice, nil)
-	other.connect(t, "c", path)
+	ways(t, func(t *testing.T) {
+		d := dumpClient(t, alice, "reconnect", "t-reconnect")
+		srv := daemonAt(t, "unix", d.path)
+		_, path := daemon(t, "unix", "reconnect")
+		other := startApp(t, alice, nil)
+		other.connect(t, "c", path)
 
-	const file = "/etc/criuhook/rules.d/50-bad.yaml"
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(filepath.Dir(file)) })
-	if err := os.WriteFile(file, []byte("rules:\n  - {name: x, path: [\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	before := contents(t, d.dir)
-	delete(before, "dump.log")
-	r := other.TryDump(t, d.dir)
-	if r.Code == 0 {
-		t.Fatalf("the dump did not fail\n%s", r.tail())
-	}
-	r.wantMessage(t, file)
-	other.Request(t, "c")
-	after := contents(t, d.dir)
-	for name, sum := range before {
-		if after[name] != sum {
-			t.Errorf("the dump that failed changed %s", name)
+		const file = "/etc/criuhook/rules.d/50-bad.yaml"
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
 		}
-	}
-	d.wantRestored(t, srv)
+		t.Cleanup(func() { os.RemoveAll(filepath.Dir(file)) })
+		if err := os.WriteFile(file, []byte("rules:\n  - {name: x, path: [\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before := contents(t, d.dir)
+		delete(before, "dump.log")
+		if err := os.Remove(filepath.Join(d.dir, "dump.log")); err != nil {
+			t.Fatal(err)
+		}
+		r := other.TryDump(t, d.dir)
+		if r.Code == 0 {
+			t.Fatalf("the dump did not fail\n%s", r.tail())
+		}
+		r.wantMessage(t, file)
+		other.Request(t, "c")
+		after := contents(t, d.dir)
+		for name, sum := range before {
+			if after[name] != sum {
+				t.Errorf("the dump that failed changed %s", name)
+			}
+		}
+		d.wantRestored(t, srv)
+	})
 }
 
 // fullPipe is the writing end of a pipe that is full and that nobody reads.
@@ -80,7 +83,8 @@ func fullPipe(t testing.TB) *os.File {
 }
 
 // CRIU's stderr may be a pipe whose reader waits for CRIU first: the tree must
-// not stay frozen for a warning that nobody takes.
+// not stay frozen for a warning that nobody takes. Of the action script only,
+// which writes to another's stderr.
 func TestNobodyReadsStderr(t *testing.T) {
 	need(t)
 	for _, u := range []User{root, alice} {
@@ -94,7 +98,7 @@ func TestNobodyReadsStderr(t *testing.T) {
 		before, half := a.Details(t, "c"), a.Details(t, "half")
 		dir := images(t)
 		ctx, cancel := context.WithTimeout(context.Background(), criuTime)
-		cmd := criuCommand(ctx, u, withScript("dump", "-t", strconv.Itoa(a.PID), "--leave-running", "-D", dir, "-v4", "-o", "dump.log")...)
+		cmd := byScript.dump(a.PID, dir, "--leave-running", "-v4", "-o", "dump.log").as(ctx, u)
 		cmd.Stderr = fullPipe(t)
 		err := cmd.Run()
 		late := ctx.Err()
@@ -121,7 +125,8 @@ func TestNobodyReadsStderr(t *testing.T) {
 }
 
 // CRIU starts its script in a directory that nobody has chosen: a relative path
-// would name another file, or none, without a word.
+// would name another file, or none, without a word. The other ways are started
+// by who has written the path.
 func TestRelativePathInEnvironment(t *testing.T) {
 	need(t)
 	for _, name := range []string{"CRIUHOOK_CONFIG", "CRIUHOOK_LOG_FILE"} {

@@ -47,66 +47,83 @@ func noRecord(t testing.TB, dir string) {
 // failed checks that a dump failed, for reasons that are told.
 func (r Result) failed(t testing.TB, dir string, messages ...string) {
 	t.Helper()
-	if r.Code == 0 {
-		t.Fatalf("the dump should have failed\n%s\n%s", r.Output, r.tail())
+	const exitFailed = 1
+	r.wantFailed(t, dir, exitFailed, messages...)
+}
+
+// refused checks that a dump failed because a rule says so.
+func (r Result) refused(t testing.TB, dir string, messages ...string) {
+	t.Helper()
+	const exitRefused = 3
+	r.wantFailed(t, dir, exitRefused, messages...)
+}
+
+// wantFailed checks that a dump failed, by the verb with its own exit code, else
+// with any of CRIU's.
+func (r Result) wantFailed(t testing.TB, dir string, code int, messages ...string) {
+	t.Helper()
+	if r.Code == 0 || r.By == byRPC && r.Code != code {
+		t.Fatalf("the dump should have failed, by the verb with exit code %d; exit code %d\n%s\n%s", code, r.Code, r.Output, r.tail())
 	}
 	r.wantMessage(t, messages...)
 	noRecord(t, dir)
 }
 
 func TestHangup(t *testing.T) {
-	need(t)
-	for network, typ := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET} {
-		t.Run(network, func(t *testing.T) {
-			srv, path := daemon(t, network, "hangup")
-			a := startApp(t, alice, nil)
-			a.connectType(t, "c", path, typ)
-			a.Request(t, "c")
-			before := a.Details(t, "c")
-			dir := a.Dump(t)
-			wantRecorded(t, dir, 1)
-			a.Restore(t, dir)
-			if got := a.Do(t, app.Command{Op: "poll", Conn: "c"}).Text; !strings.Contains(got, " HUP") || !strings.HasPrefix(got, "IN ") {
-				t.Errorf("poll shows %q, expected input and HUP", got)
-			}
-			a.wantHungUp(t, "c")
-			if after := a.Details(t, "c"); after.FD != before.FD || after.Flags != before.Flags || after.Cloexec != before.Cloexec {
-				t.Errorf("after the restore %+v, before the dump %+v", after, before)
-			}
-			if n := len(srv.Clients()); n != 1 {
-				t.Errorf("the daemon saw %d connections, expected 1", n)
-			}
-			nothingLeft(t)
-		})
-	}
+	ways(t, func(t *testing.T) {
+		for network, typ := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET} {
+			t.Run(network, func(t *testing.T) {
+				srv, path := daemon(t, network, "hangup")
+				a := startApp(t, alice, nil)
+				a.connectType(t, "c", path, typ)
+				a.Request(t, "c")
+				before := a.Details(t, "c")
+				dir := a.Dump(t)
+				wantRecorded(t, dir, 1)
+				a.Restore(t, dir)
+				if got := a.Do(t, app.Command{Op: "poll", Conn: "c"}).Text; !strings.Contains(got, " HUP") || !strings.HasPrefix(got, "IN ") {
+					t.Errorf("poll shows %q, expected input and HUP", got)
+				}
+				a.wantHungUp(t, "c")
+				if after := a.Details(t, "c"); after.FD != before.FD || after.Flags != before.Flags || after.Cloexec != before.Cloexec {
+					t.Errorf("after the restore %+v, before the dump %+v", after, before)
+				}
+				if n := len(srv.Clients()); n != 1 {
+					t.Errorf("the daemon saw %d connections, expected 1", n)
+				}
+				nothingLeft(t)
+			})
+		}
+	})
 }
 
 func TestRefuse(t *testing.T) {
-	need(t)
-	for _, c := range []struct {
-		name, socket string
-		args, says   []string
-	}{
-		{"by rule", "refuse", nil, []string{"rule t-refuse, /etc/criuhook/config.yaml", "the rule refuses such connections", "change rule t-refuse"}},
-		{"by rule, leave running", "refuse", []string{"--leave-running"}, []string{"t-refuse"}},
-		{"by rule, ext-unix-sk", "refuse", []string{"--ext-unix-sk"}, []string{"t-refuse"}},
-		{"no rule", "other", nil, []string{"no rule covers it, and unknown is refuse", "/etc/criuhook/rules.d/"}},
-		{"no rule, leave running", "other", []string{"--leave-running"}, []string{"no rule covers it"}},
-		{"no rule, ext-unix-sk", "other", []string{"--ext-unix-sk"}, []string{"no rule covers it"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			srv, path := daemon(t, "unix", c.socket)
-			a := startApp(t, alice, nil)
-			a.connect(t, "c", path)
-			a.Request(t, "c")
-			before := a.Details(t, "c")
-			dir := images(t)
-			r := a.TryDump(t, dir, c.args...)
-			r.failed(t, dir, append(c.says, a.who(t, before), path,
-				fmt.Sprintf("process %d", os.Getpid()), "uid 0", "outbound unix stream connection")...)
-			a.untouched(t, srv, "c", before)
-		})
-	}
+	ways(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name, socket string
+			args, says   []string
+		}{
+			{"by rule", "refuse", nil, []string{"rule t-refuse, /etc/criuhook/config.yaml", "the rule refuses such connections", "change rule t-refuse"}},
+			{"by rule, leave running", "refuse", []string{"--leave-running"}, []string{"t-refuse"}},
+			{"by rule, ext-unix-sk", "refuse", []string{"--ext-unix-sk"}, []string{"t-refuse"}},
+			{"no rule", "other", nil, []string{"no rule covers it, and unknown is refuse", "/etc/criuhook/rules.d/"}},
+			{"no rule, leave running", "other", []string{"--leave-running"}, []string{"no rule covers it"}},
+			{"no rule, ext-unix-sk", "other", []string{"--ext-unix-sk"}, []string{"no rule covers it"}},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				srv, path := daemon(t, "unix", c.socket)
+				a := startApp(t, alice, nil)
+				a.connect(t, "c", path)
+				a.Request(t, "c")
+				before := a.Details(t, "c")
+				dir := images(t)
+				r := a.TryDump(t, dir, c.args...)
+				r.refused(t, dir, append(c.says, a.who(t, before), path,
+					fmt.Sprintf("process %d", os.Getpid()), "uid 0", "outbound unix stream connection")...)
+				a.untouched(t, srv, "c", before)
+			})
+		}
+	})
 }
 
 // who is how messages name the holder of a connection.
@@ -121,24 +138,25 @@ func (a *App) who(t testing.TB, d app.Details) string {
 
 // CRIU itself would dump a datagram socket under --ext-unix-sk.
 func TestRefuseDatagramWithExtUnixSk(t *testing.T) {
-	need(t)
-	for _, socket := range []string{"refuse", "other"} {
-		t.Run(socket, func(t *testing.T) {
-			path := filepath.Join(folder(t), socket)
-			l := datagrams(t, path)
-			a := startApp(t, alice, nil)
-			a.connectType(t, "c", path, unix.SOCK_DGRAM)
-			before := a.Details(t, "c")
-			dir := images(t)
-			r := a.TryDump(t, dir, "--ext-unix-sk")
-			r.failed(t, dir, a.who(t, before), path, "outbound unix dgram connection")
-			if after := a.Details(t, "c"); after != before {
-				t.Errorf("after the dump %+v, before it %+v", after, before)
-			}
-			a.wantDatagram(t, "c", l)
-			nothingLeft(t)
-		})
-	}
+	ways(t, func(t *testing.T) {
+		for _, socket := range []string{"refuse", "other"} {
+			t.Run(socket, func(t *testing.T) {
+				path := filepath.Join(folder(t), socket)
+				l := datagrams(t, path)
+				a := startApp(t, alice, nil)
+				a.connectType(t, "c", path, unix.SOCK_DGRAM)
+				before := a.Details(t, "c")
+				dir := images(t)
+				r := a.TryDump(t, dir, "--ext-unix-sk")
+				r.refused(t, dir, a.who(t, before), path, "outbound unix dgram connection")
+				if after := a.Details(t, "c"); after != before {
+					t.Errorf("after the dump %+v, before it %+v", after, before)
+				}
+				a.wantDatagram(t, "c", l)
+				nothingLeft(t)
+			})
+		}
+	})
 }
 
 // snippet takes the rule that a message gives out of it, as a person would.
@@ -178,92 +196,95 @@ func install(t testing.TB, text string) {
 }
 
 func TestSnippetAllows(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "other[1]")
-	a := startApp(t, alice, nil)
-	a.connect(t, "c", path)
-	a.Request(t, "c")
-	before := a.Details(t, "c")
-	dir := images(t)
-	r := a.TryDump(t, dir)
-	r.failed(t, dir)
-	a.untouched(t, srv, "c", before)
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "other[1]")
+		a := startApp(t, alice, nil)
+		a.connect(t, "c", path)
+		a.Request(t, "c")
+		before := a.Details(t, "c")
+		dir := images(t)
+		r := a.TryDump(t, dir)
+		r.refused(t, dir)
+		a.untouched(t, srv, "c", before)
 
-	install(t, snippet(t, r.Output))
-	a.TryDump(t, dir).want(t, "dump with the rule of the message", 0)
-	a.Dumped(t, dir)
-	a.Restore(t, dir)
-	a.Request(t, "c")
-	nothingLeft(t)
+		install(t, snippet(t, r.Output))
+		a.TryDump(t, dir).want(t, "dump with the rule of the message", 0)
+		a.Dumped(t, dir)
+		a.Restore(t, dir)
+		a.Request(t, "c")
+		nothingLeft(t)
+	})
 }
 
 func TestRefuseInbound(t *testing.T) {
-	need(t)
-	path := filepath.Join(folder(t), "app")
-	a := startApp(t, alice, nil)
-	a.Do(t, app.Command{Op: "accept", Conn: "c", To: path})
-	client, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	var before app.Details
-	eventually(t, "the application accepts", func() bool {
-		ans, err := a.Try(app.Command{Op: "details", Conn: "c"})
-		before = ans.Conn
-		return err == nil
-	})
-	alive := func() {
-		t.Helper()
-		if after := a.Details(t, "c"); after != before {
-			t.Errorf("after the dump %+v, before it %+v", after, before)
-		}
-		a.Do(t, app.Command{Op: "write", Conn: "c", Text: "hello"})
-		b := make([]byte, 16)
-		if err := client.SetDeadline(time.Now().Add(patience)); err != nil {
+	ways(t, func(t *testing.T) {
+		path := filepath.Join(folder(t), "app")
+		a := startApp(t, alice, nil)
+		a.Do(t, app.Command{Op: "accept", Conn: "c", To: path})
+		client, err := net.Dial("unix", path)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if n, err := client.Read(b); err != nil || string(b[:n]) != "hello" {
-			t.Errorf("the client got %q, %v from the application", b[:n], err)
+		defer client.Close()
+		var before app.Details
+		eventually(t, "the application accepts", func() bool {
+			ans, err := a.Try(app.Command{Op: "details", Conn: "c"})
+			before = ans.Conn
+			return err == nil
+		})
+		alive := func() {
+			t.Helper()
+			if after := a.Details(t, "c"); after != before {
+				t.Errorf("after the dump %+v, before it %+v", after, before)
+			}
+			a.Do(t, app.Command{Op: "write", Conn: "c", Text: "hello"})
+			b := make([]byte, 16)
+			if err := client.SetDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := client.Read(b); err != nil || string(b[:n]) != "hello" {
+				t.Errorf("the client got %q, %v from the application", b[:n], err)
+			}
+			nothingLeft(t)
 		}
+		var r Result
+		for _, args := range [][]string{nil, {"--leave-running"}, {"--ext-unix-sk"}} {
+			dir := images(t)
+			r = a.TryDump(t, dir, args...)
+			r.refused(t, dir, a.who(t, before), "inbound unix stream connection", path, "inbound is refuse", fmt.Sprintf("process %d", os.Getpid()))
+			alive()
+		}
+		install(t, snippet(t, r.Output))
+		dir := a.Dump(t)
+		a.Restore(t, dir)
+		a.wantHungUp(t, "c")
 		nothingLeft(t)
-	}
-	var r Result
-	for _, args := range [][]string{nil, {"--leave-running"}, {"--ext-unix-sk"}} {
-		dir := images(t)
-		r = a.TryDump(t, dir, args...)
-		r.failed(t, dir, a.who(t, before), "inbound unix stream connection", path, "inbound is refuse", fmt.Sprintf("process %d", os.Getpid()))
-		alive()
-	}
-	install(t, snippet(t, r.Output))
-	dir := a.Dump(t)
-	a.Restore(t, dir)
-	a.wantHungUp(t, "c")
-	nothingLeft(t)
+	})
 }
 
 // A dump that CRIU gives up after our part of it.
 func TestDumpFailsOtherwise(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	a.connect(t, "c", path)
-	a.Request(t, "c")
-	before := a.Details(t, "c")
-	a.Do(t, app.Command{Op: "ghost", Conn: "ghost", Value: 2 << 20}) // CRIU's limit is 1 MiB
-	dir := images(t)
-	for range 2 {
-		r := a.TryDump(t, dir)
-		r.failed(t, dir)
-		if !strings.Contains(r.Log, "ghost") {
-			t.Errorf("the dump failed for another reason than expected:\n%s", r.tail())
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		a.connect(t, "c", path)
+		a.Request(t, "c")
+		before := a.Details(t, "c")
+		a.Do(t, app.Command{Op: "ghost", Conn: "ghost", Value: 2 << 20}) // CRIU's limit is 1 MiB
+		dir := images(t)
+		for range 2 {
+			r := a.TryDump(t, dir)
+			r.failed(t, dir)
+			if !strings.Contains(r.Log, "ghost") {
+				t.Errorf("the dump failed for another reason than expected:\n%s", r.tail())
+			}
+			a.untouched(t, srv, "c", before)
 		}
-		a.untouched(t, srv, "c", before)
-	}
-	a.TryDump(t, dir, "--ghost-limit", strconv.Itoa(4<<20)).want(t, "dump into the same directory", 0)
-	a.Dumped(t, dir)
-	wantRecorded(t, dir, 1)
-	a.Restore(t, dir)
-	a.Request(t, "c")
-	nothingLeft(t)
+		a.TryDump(t, dir, "--ghost-limit", strconv.Itoa(4<<20)).want(t, "dump into the same directory", 0)
+		a.Dumped(t, dir)
+		wantRecorded(t, dir, 1)
+		a.Restore(t, dir)
+		a.Request(t, "c")
+		nothingLeft(t)
+	})
 }

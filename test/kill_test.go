@@ -27,6 +27,9 @@ import (
 // no connection at all; the last lines of the log were "Parasite syscall_ip"
 // and "Dumping GP/FPU registers".
 
+// All of these are of the action script only: they find their victims by what
+// CRIU tells a script, and two are about the tracer.
+
 // TestKillCRIUFromScript kills CRIU before and after our script.
 func TestKillCRIUFromScript(t *testing.T) {
 	need(t)

@@ -49,55 +49,56 @@ var options = []struct {
 // TestOptions: a client of another user than the daemon, and everything that
 // can be set on its connections, is as before, field by field.
 func TestOptions(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	a.connect(t, "untouched", path)
-	plain := a.Details(t, "untouched")
-	names := []string{"untouched"}
-	before := map[string]app.Details{"untouched": plain}
-	for _, o := range options {
-		a.connect(t, o.name, path)
-		for _, cmd := range o.cmds {
-			cmd.Conn = o.name
-			a.Do(t, cmd)
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		a.connect(t, "untouched", path)
+		plain := a.Details(t, "untouched")
+		names := []string{"untouched"}
+		before := map[string]app.Details{"untouched": plain}
+		for _, o := range options {
+			a.connect(t, o.name, path)
+			for _, cmd := range o.cmds {
+				cmd.Conn = o.name
+				a.Do(t, cmd)
+			}
+			a.request(t, o.name)
+			d := a.Details(t, o.name)
+			if o.changed != "" && reflect.ValueOf(d).FieldByName(o.changed).Equal(reflect.ValueOf(plain).FieldByName(o.changed)) {
+				t.Errorf("%s: the test does not change %s: %+v", o.name, o.changed, d)
+			}
+			names, before[o.name] = append(names, o.name), d
 		}
-		a.request(t, o.name)
-		d := a.Details(t, o.name)
-		if o.changed != "" && reflect.ValueOf(d).FieldByName(o.changed).Equal(reflect.ValueOf(plain).FieldByName(o.changed)) {
-			t.Errorf("%s: the test does not change %s: %+v", o.name, o.changed, d)
-		}
-		names, before[o.name] = append(names, o.name), d
-	}
 
-	dir := a.Dump(t)
-	a.RestoreStock(t, dir)
-	a.Awake(t)
-	for _, n := range names {
-		want := before[n]
-		want.PeerName = "" // there is none
-		a.wantDetails(t, "stock CRIU, "+n, n, want)
-	}
-	a.wantDead(t, names...)
-	a.Kill(t)
-	old := len(srv.Clients())
-
-	a.Restore(t, dir)
-	a.Awake(t)
-	for _, n := range names {
-		a.wantDetails(t, n, n, before[n])
-		a.request(t, n)
-	}
-	clients := srv.Clients()[old:]
-	if len(clients) != len(names) {
-		t.Errorf("the daemon saw %d new connections, expected %d", len(clients), len(names))
-	}
-	for _, c := range clients {
-		if c.UID != alice.UID || c.GID != alice.GID || !slices.Equal(c.Groups, alice.Groups) {
-			t.Errorf("the daemon saw uid %d, gid %d, groups %v, expected %+v", c.UID, c.GID, c.Groups, alice)
+		dir := a.Dump(t)
+		a.RestoreStock(t, dir)
+		a.Awake(t)
+		for _, n := range names {
+			want := before[n]
+			want.PeerName = "" // there is none
+			a.wantDetails(t, "stock CRIU, "+n, n, want)
 		}
-	}
-	nothingLeft(t)
+		a.wantDead(t, names...)
+		a.Kill(t)
+		old := len(srv.Clients())
+
+		a.Restore(t, dir)
+		a.Awake(t)
+		for _, n := range names {
+			a.wantDetails(t, n, n, before[n])
+			a.request(t, n)
+		}
+		clients := srv.Clients()[old:]
+		if len(clients) != len(names) {
+			t.Errorf("the daemon saw %d new connections, expected %d", len(clients), len(names))
+		}
+		for _, c := range clients {
+			if c.UID != alice.UID || c.GID != alice.GID || !slices.Equal(c.Groups, alice.Groups) {
+				t.Errorf("the daemon saw uid %d, gid %d, groups %v, expected %+v", c.UID, c.GID, c.Groups, alice)
+			}
+		}
+		nothingLeft(t)
+	})
 }
 
 // request makes a request, with epoll where the connection is registered.
@@ -127,24 +128,25 @@ func (a *App) wantDetails(t testing.TB, what, conn string, want app.Details) {
 
 // TestPeerCredentials: the daemon sees the same user, group and groups as before.
 func TestPeerCredentials(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	for _, u := range []User{root, {UID: 1000, GID: 1000, Groups: []uint32{}}, {UID: 1234, GID: 2345, Groups: []uint32{7, 8, 2345}}} {
-		t.Run(fmt.Sprint(u.UID), func(t *testing.T) {
-			first := len(srv.Clients())
-			a := startApp(t, u, nil)
-			a.connect(t, "c", path)
-			a.Request(t, "c")
-			a.roundTrip(t, "c")
-			a.Request(t, "c")
-			c := srv.Clients()[first:]
-			if len(c) != 2 {
-				t.Fatalf("the daemon saw %d connections, expected 2: %+v", len(c), c)
-			}
-			if c[0].UID != c[1].UID || c[0].GID != c[1].GID || !slices.Equal(c[0].Groups, c[1].Groups) || c[1].UID != u.UID {
-				t.Errorf("the daemon sees %+v, before the dump %+v", c[1], c[0])
-			}
-		})
-	}
-	nothingLeft(t)
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		for _, u := range []User{root, {UID: 1000, GID: 1000, Groups: []uint32{}}, {UID: 1234, GID: 2345, Groups: []uint32{7, 8, 2345}}} {
+			t.Run(fmt.Sprint(u.UID), func(t *testing.T) {
+				first := len(srv.Clients())
+				a := startApp(t, u, nil)
+				a.connect(t, "c", path)
+				a.Request(t, "c")
+				a.roundTrip(t, "c")
+				a.Request(t, "c")
+				c := srv.Clients()[first:]
+				if len(c) != 2 {
+					t.Fatalf("the daemon saw %d connections, expected 2: %+v", len(c), c)
+				}
+				if c[0].UID != c[1].UID || c[0].GID != c[1].GID || !slices.Equal(c[0].Groups, c[1].Groups) || c[1].UID != u.UID {
+					t.Errorf("the daemon sees %+v, before the dump %+v", c[1], c[0])
+				}
+			})
+		}
+		nothingLeft(t)
+	})
 }

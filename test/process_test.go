@@ -72,6 +72,8 @@ var (
 type Process struct {
 	PID  int
 	User User
+	// dumpBy and restoreBy are the way of the test that started it.
+	dumpBy, restoreBy way
 	// started is the process as we started it; nil once it was restored.
 	started *exec.Cmd
 	// alive checks that it does its work; nil: that cannot be told.
@@ -88,7 +90,7 @@ type Process struct {
 // open that comes from elsewhere.
 func start(t testing.TB, u User, attr *syscall.SysProcAttr, name string, args ...string) *Process {
 	t.Helper()
-	p := &Process{User: u}
+	p := &Process{User: u, dumpBy: wayOf(t), restoreBy: wayOf(t)}
 	cmd := exec.Command(name, args...)
 	cmd.Dir = "/"
 	if attr == nil {

@@ -31,31 +31,32 @@ func daemonAt(t testing.TB, network, path string) *echo.Server {
 }
 
 func TestRoundTrip(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	a.Do(t, app.Command{Op: "open", Conn: "c", To: path, Type: unix.SOCK_STREAM})
-	a.Request(t, "c")
-	before := a.Details(t, "c")
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		a.Do(t, app.Command{Op: "open", Conn: "c", To: path, Type: unix.SOCK_STREAM})
+		a.Request(t, "c")
+		before := a.Details(t, "c")
 
-	dir := a.Dump(t)
-	if err := srv.Await("EOF of the old connection", func(c []echo.Client) bool { return echo.Open(c) == 0 }); err != nil {
-		t.Fatal(err)
-	}
-	a.Restore(t, dir)
-	a.Request(t, "c")
+		dir := a.Dump(t)
+		if err := srv.Await("EOF of the old connection", func(c []echo.Client) bool { return echo.Open(c) == 0 }); err != nil {
+			t.Fatal(err)
+		}
+		a.Restore(t, dir)
+		a.Request(t, "c")
 
-	after := a.Details(t, "c")
-	after.Inode = before.Inode
-	if after != before {
-		t.Errorf("after the restore %+v, before the dump %+v", after, before)
-	}
-	c := srv.Clients()
-	if len(c) != 2 {
-		t.Fatalf("the daemon saw %d connections, expected 2: %+v", len(c), c)
-	}
-	if c[1].UID != alice.UID || c[1].GID != alice.GID || !slices.Equal(c[1].Groups, alice.Groups) {
-		t.Errorf("the daemon saw uid %d, gid %d, groups %v, expected %+v", c[1].UID, c[1].GID, c[1].Groups, alice)
-	}
-	nothingLeft(t)
+		after := a.Details(t, "c")
+		after.Inode = before.Inode
+		if after != before {
+			t.Errorf("after the restore %+v, before the dump %+v", after, before)
+		}
+		c := srv.Clients()
+		if len(c) != 2 {
+			t.Fatalf("the daemon saw %d connections, expected 2: %+v", len(c), c)
+		}
+		if c[1].UID != alice.UID || c[1].GID != alice.GID || !slices.Equal(c[1].Groups, alice.Groups) {
+			t.Errorf("the daemon saw uid %d, gid %d, groups %v, expected %+v", c[1].UID, c[1].GID, c[1].Groups, alice)
+		}
+		nothingLeft(t)
+	})
 }

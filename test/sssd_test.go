@@ -105,15 +105,23 @@ func (d *daemons) fallBack(t testing.TB) {
 // named finds the process with a name.
 func named(t testing.TB, comm string) int {
 	t.Helper()
+	pids := running(comm)
+	if len(pids) == 0 {
+		t.Fatalf("no process is named %s", comm)
+	}
+	return pids[0]
+}
+
+// running lists the processes with a name.
+func running(comm string) (pids []int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == comm {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-			return pid
+			pids = append(pids, pid)
 		}
 	}
-	t.Fatalf("no process is named %s", comm)
-	return 0
+	return pids
 }
 
 // freeze stops a daemon until the returned function is called.

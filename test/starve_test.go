@@ -14,24 +14,25 @@ import (
 // Many connections whose daemon is away, by a rule with a long timeout, must
 // not keep another from being made in its short one.
 func TestRestorePatientRuleStarvesNobody(t *testing.T) {
-	need(t)
-	away, slow := daemon(t, "unix", "slow")
-	_, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	const many = 100
-	for i := range many {
-		a.Do(t, app.Command{Op: "open", Conn: "slow" + strconv.Itoa(i), To: slow, Type: unix.SOCK_STREAM})
-	}
-	a.Do(t, app.Command{Op: "open", Conn: "c", To: path, Type: unix.SOCK_STREAM})
-	a.Request(t, "c")
-	dir := a.Dump(t)
-	away.Close()
-	r := a.Restore(t, dir)
-	a.Request(t, "c")
-	for i := range many {
-		if _, err := a.Try(app.Command{Op: "read", Conn: "slow" + strconv.Itoa(i)}); err != nil {
-			t.Errorf("connection %d: %v, expected EOF\n%s", i, err, r.tail())
+	ways(t, func(t *testing.T) {
+		away, slow := daemon(t, "unix", "slow")
+		_, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		const many = 100
+		for i := range many {
+			a.Do(t, app.Command{Op: "open", Conn: "slow" + strconv.Itoa(i), To: slow, Type: unix.SOCK_STREAM})
 		}
-	}
-	nothingLeft(t)
+		a.Do(t, app.Command{Op: "open", Conn: "c", To: path, Type: unix.SOCK_STREAM})
+		a.Request(t, "c")
+		dir := a.Dump(t)
+		away.Close()
+		r := a.Restore(t, dir)
+		a.Request(t, "c")
+		for i := range many {
+			if _, err := a.Try(app.Command{Op: "read", Conn: "slow" + strconv.Itoa(i)}); err != nil {
+				t.Errorf("connection %d: %v, expected EOF\n%s", i, err, r.tail())
+			}
+		}
+		nothingLeft(t)
+	})
 }

@@ -115,65 +115,67 @@ func wantRecorded(t testing.TB, dir string, n int) {
 // TestStockRestoresEveryForm: one image, every form a connection can have in it, and
 // stock CRIU, which is told nothing.
 func TestStockRestoresEveryForm(t *testing.T) {
-	need(t)
-	for _, u := range []User{root, alice} {
-		_, dormant := daemon(t, "unix", "reconnect")
-		_, hangup := daemon(t, "unix", "hangup")
-		_, packets := daemon(t, "unixpacket", "hangup-packets")
-		gone, gonePath := daemon(t, "unix", "reconnect-gone")
-		waiting := rawListener(t, "reconnect-waiting", 8)
-		a := startApp(t, u, nil)
-		a.connect(t, "dormant", dormant)
-		a.connect(t, "dead", hangup)
-		a.connectType(t, "packets", packets, unix.SOCK_SEQPACKET)
-		a.connect(t, "gone", gonePath)
-		a.connect(t, "waiting", waiting.path)
-		a.pair(t)
-		for _, c := range []string{"dormant", "dead", "packets", "gone"} {
-			a.Request(t, c)
-		}
-		gone.Close()
+	ways(t, func(t *testing.T) {
+		for _, u := range []User{root, alice} {
+			_, dormant := daemon(t, "unix", "reconnect")
+			_, hangup := daemon(t, "unix", "hangup")
+			_, packets := daemon(t, "unixpacket", "hangup-packets")
+			gone, gonePath := daemon(t, "unix", "reconnect-gone")
+			waiting := rawListener(t, "reconnect-waiting", 8)
+			a := startApp(t, u, nil)
+			a.connect(t, "dormant", dormant)
+			a.connect(t, "dead", hangup)
+			a.connectType(t, "packets", packets, unix.SOCK_SEQPACKET)
+			a.connect(t, "gone", gonePath)
+			a.connect(t, "waiting", waiting.path)
+			a.pair(t)
+			for _, c := range []string{"dormant", "dead", "packets", "gone"} {
+				a.Request(t, c)
+			}
+			gone.Close()
 
-		dir := a.Dump(t)
-		wantRecorded(t, dir, 4)
-		for range 2 {
-			a.RestoreStock(t, dir)
-			a.Awake(t)
-			a.wantHungUp(t, "dead", "packets", "gone", "waiting")
-			a.wantDead(t, "dormant", "dead", "packets", "gone", "waiting")
-			a.usePair(t)
-			a.Kill(t)
+			dir := a.Dump(t)
+			wantRecorded(t, dir, 4)
+			for range 2 {
+				a.RestoreStock(t, dir)
+				a.Awake(t)
+				a.wantHungUp(t, "dead", "packets", "gone", "waiting")
+				a.wantDead(t, "dormant", "dead", "packets", "gone", "waiting")
+				a.usePair(t)
+				a.Kill(t)
+			}
+			nothingLeft(t)
 		}
-		nothingLeft(t)
-	}
+	})
 }
 
 // TestStockLeavesTheRestAlone: a connection that is dead does not keep other
 // threads from their work, nor the application from connecting anew.
 func TestStockLeavesTheRestAlone(t *testing.T) {
-	need(t)
-	srv, path := daemon(t, "unix", "reconnect")
-	a := startApp(t, alice, nil)
-	a.Do(t, app.Command{Op: "threads", Threads: 8})
-	a.connect(t, "c0", path)
-	a.connect(t, "held", path)
-	a.Request(t, "c0")
-	dir := a.Dump(t)
-	a.RestoreStock(t, dir)
-	a.Awake(t)
-	a.wantDead(t, "c0", "held")
-	a.connect(t, "c0", path) // as a client does that finds its connection dead
-	a.Do(t, app.Command{Op: "hammer", Conn: "c", Threads: 1})
-	a.wantDead(t, "held")
-	eventually(t, "a hundred requests", func() bool { return a.Do(t, app.Command{Op: "stats"}).Count.Requests > 100 })
-	if n := a.Do(t, app.Command{Op: "rest"}).Count; n.Failed != 0 {
-		t.Errorf("%d of %d requests failed: %s", n.Failed, n.Requests, n.LastErr)
-	}
-	if n := echo.Open(srv.Clients()); n != 1 {
-		t.Errorf("the daemon has %d connections, expected the one that the application made: %+v", n, srv.Clients())
-	}
-	if strings.Contains(a.Details(t, "held").PeerName, "/") {
-		t.Errorf("the dead connection has a peer: %+v", a.Details(t, "held"))
-	}
-	nothingLeft(t)
+	ways(t, func(t *testing.T) {
+		srv, path := daemon(t, "unix", "reconnect")
+		a := startApp(t, alice, nil)
+		a.Do(t, app.Command{Op: "threads", Threads: 8})
+		a.connect(t, "c0", path)
+		a.connect(t, "held", path)
+		a.Request(t, "c0")
+		dir := a.Dump(t)
+		a.RestoreStock(t, dir)
+		a.Awake(t)
+		a.wantDead(t, "c0", "held")
+		a.connect(t, "c0", path) // as a client does that finds its connection dead
+		a.Do(t, app.Command{Op: "hammer", Conn: "c", Threads: 1})
+		a.wantDead(t, "held")
+		eventually(t, "a hundred requests", func() bool { return a.Do(t, app.Command{Op: "stats"}).Count.Requests > 100 })
+		if n := a.Do(t, app.Command{Op: "rest"}).Count; n.Failed != 0 {
+			t.Errorf("%d of %d requests failed: %s", n.Failed, n.Requests, n.LastErr)
+		}
+		if n := echo.Open(srv.Clients()); n != 1 {
+			t.Errorf("the daemon has %d connections, expected the one that the application made: %+v", n, srv.Clients())
+		}
+		if strings.Contains(a.Details(t, "held").PeerName, "/") {
+			t.Errorf("the dead connection has a peer: %+v", a.Details(t, "held"))
+		}
+		nothingLeft(t)
+	})
 }

@@ -189,6 +189,9 @@ func (s *Server) update(fn func()) {
 	s.changed.Broadcast()
 }
 
+// Path is the name the daemon listens at.
+func (s *Server) Path() string { return s.l.Addr().String() }
+
 // Greet makes the daemon speak first, on connections to come.
 func (s *Server) Greet(hello string) { s.update(func() { s.hello = hello }) }
 
