@@ -51,6 +51,11 @@ func (o logOptions) report(stderr io.Writer, err error) {
 	log := logrus.New()
 	log.SetOutput(stderr)
 	log.SetFormatter(&logrus.JSONFormatter{})
+	var failed *criuError
+	if errors.As(err, &failed) {
+		log.WithFields(logrus.Fields{"criu_log": failed.file, "criu_errors": failed.more}).Error(failed.error)
+		return
+	}
 	log.Error(err)
 }
 
@@ -58,9 +63,16 @@ const rootLong = `criuhook lets CRIU checkpoint processes that are connected, ov
 daemons outside of the checkpoint (sssd, nscd, winbind, lsassd, syslog and the
 like), and gives them a working connection again when they are restored.
 
-As CRIU's action script it has no verb; CRIU says by its environment what to do:
+  criuhook dump    --tree PID --images-dir DIR
+  criuhook restore --images-dir DIR
+Where something else calls CRIU, criuhook can stand in its place, with CRIU's
+command line, called by the name criu or as
+  criuhook criu dump -t PID -D DIR
+and where CRIU itself must be called, it is an action script; it then has no verb:
   criu dump    -t PID -D DIR --action-script=/path/criuhook
   criu restore -D DIR --action-script=/path/criuhook
+Images that were dumped in one of these ways can be restored in any other.
+
 What becomes of each connection is for rules to say; "criuhook rules" shows them
 and "criuhook scan" what they mean for processes that run now.
 
@@ -69,13 +81,16 @@ Files:
   /etc/criuhook/rules.d/*.yaml  more rules, in the order of their names;
                                 always beside the configuration file
   DIR/criuhook.img              what became of the connections, beside CRIU's images
+  DIR/dump.log, DIR/restore.log CRIU's logs, of the verbs dump and restore
 
 Environment (ignored when running setuid or setgid):
   CRIUHOOK_CONFIG     configuration file (absolute path), like --config
+  CRIUHOOK_CRIU       the real CRIU (absolute path), like --criu
   CRIUHOOK_LOG_LEVEL  like --log-level
   CRIUHOOK_LOG_FILE   append the log to this file (absolute path)
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule.`
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule; that of
+"restore" is the restored process's, that of "criu" is CRIU's.`
 
 func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
@@ -83,8 +98,9 @@ func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 		Short: "Checkpoint processes that are connected to daemons outside of the checkpoint",
 		Long:  rootLong,
 		Example: `  criuhook scan --pid 4711
+  criuhook dump --tree 4711 --images-dir /var/lib/checkpoints/4711
   criuhook inspect --images-dir /var/lib/checkpoints/4711
-  criuhook rules`,
+  criuhook restore --images-dir /var/lib/checkpoints/4711 --detach`,
 		Version:                    version,
 		SilenceErrors:              true,
 		SilenceUsage:               true,

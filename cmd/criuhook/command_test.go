@@ -46,6 +46,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{nil, exitUsage, "", "Available Commands"},
 		{[]string{"--help"}, exitDone, "--action-script=/path/criuhook", ""},
+		{[]string{"--help"}, exitDone, "criuhook dump    --tree PID --images-dir DIR", ""},
 		{[]string{"help"}, exitDone, "CRIUHOOK_LOG_FILE", ""},
 		{[]string{"help", "rules", "check"}, exitDone, "criuhook rules check FILE", ""},
 		{[]string{"help", "nothing"}, exitUsage, "", `no verb "nothing"`},
@@ -54,7 +55,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"version", "-o", "json"}, exitDone, `"go_version": "go1.`, ""},
 		{[]string{"version", "now"}, exitUsage, "", `takes no arguments, got "now"`},
 		{[]string{"scna"}, exitUsage, "", "did you mean scan?\nTry 'criuhook --help'."},
-		{[]string{"dump"}, exitUsage, "", `has no verb "dump"`},
+		{[]string{"dmup"}, exitUsage, "", "did you mean dump?"},
 		{[]string{"--nothing"}, exitUsage, "", "unknown flag: --nothing"},
 		{[]string{"scan", "--nothing"}, exitUsage, "", "Try 'criuhook scan --help'."},
 		{[]string{"scan", "4711"}, exitUsage, "", `takes no arguments, got "4711"`},
@@ -85,6 +86,15 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"completion", "tcsh"}, exitUsage, "", `no verb "tcsh"`},
 		{[]string{"completion", "bash"}, exitDone, "__start_criuhook", ""},
 		{[]string{"__complete", "scan", "-o", ""}, exitDone, "json", "Completion ended"},
+		{[]string{"__complete", "du"}, exitDone, "dump", "Completion ended"},
+		{[]string{"__complete", "dump", "--im"}, exitDone, "--images-dir", "Completion ended"},
+		{[]string{"__complete", "dump", "--images-dir", ""}, exitDone, ":16\n", "ShellCompDirectiveFilterDirs"},
+		{[]string{"__complete", "dump", "-D", ""}, exitDone, ":16\n", "ShellCompDirectiveFilterDirs"},
+		{[]string{"__complete", "dump", "--criu", ""}, exitDone, ":0\n", "ShellCompDirectiveDefault"},
+		{[]string{"__complete", "dump", "--tree", ""}, exitDone, ":4\n", "ShellCompDirectiveNoFileComp"},
+		{[]string{"__complete", "restore", "--images-dir", ""}, exitDone, ":16\n", "ShellCompDirectiveFilterDirs"},
+		{[]string{"__complete", "restore", "--criu", ""}, exitDone, ":0\n", "ShellCompDirectiveDefault"},
+		{[]string{"__complete", "inspect", "--images-dir", ""}, exitDone, ":16\n", "ShellCompDirectiveFilterDirs"},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
 			code, stdout, stderr := invoke(t, tt.args...)
@@ -162,7 +172,7 @@ func TestManPageIsComplete(t *testing.T) {
 			}
 		})
 	})
-	for _, env := range []string{"CRIUHOOK_CONFIG", "CRIUHOOK_LOG_LEVEL", "CRIUHOOK_LOG_FILE"} {
+	for _, env := range []string{"CRIUHOOK_CONFIG", "CRIUHOOK_CRIU", "CRIUHOOK_LOG_LEVEL", "CRIUHOOK_LOG_FILE"} {
 		if !strings.Contains(page, ".It Ev "+env) {
 			t.Errorf("the man page does not name %s", env)
 		}

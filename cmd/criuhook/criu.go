@@ -80,9 +80,12 @@ log and images, but so that connections to daemons do not stand in the way: dump
 and restore are handled, any other command is handed to CRIU untouched. The same
 happens when criuhook is called by the name criu, by a link or a copy.
 
-The real CRIU is the one that CRIUHOOK_CRIU or the configuration (criu:) names,
-else criu.real beside criuhook, else the first criu in PATH and the sbin
-directories that is not criuhook.`,
+Messages go to CRIU's log, warnings and errors also to stderr; those of a restore
+only to stderr.
+
+The real CRIU is the one that --criu (of the verbs dump and restore), CRIUHOOK_CRIU
+or the configuration (criu:) names, else criu.real beside criuhook, else the first
+criu in PATH and the sbin directories that is not criuhook.`,
 		Example: `  criuhook criu dump -t 4711 -D /var/lib/checkpoints/4711 -o dump.log
   criuhook criu restore -d -D /var/lib/checkpoints/4711 -o restore.log`,
 		DisableFlagParsing:    true,

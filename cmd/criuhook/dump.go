@@ -3,20 +3,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"criuhook/criuhook/criurpc"
 	"criuhook/criuhook/dropin"
-	"criuhook/criuhook/dump"
 	"criuhook/criuhook/swrk"
 )
 
@@ -26,11 +26,11 @@ func logDefaults(name string) []string { return []string{"-v4", "--log-file", na
 
 const dumpLong = `Dump a process and its children, with all that CRIU can do, and with the
 connections that leave the tree: what becomes of each is for the rules to say.
-They are found by CRIU's RPC while the tree is frozen. If anything fails, the
-application runs on as before.
+That is decided while CRIU has the tree frozen. If anything fails, is refused, or
+is stopped by a signal, the application runs on as before.
 
-What follows "--" goes to CRIU. Unless it says otherwise, CRIU's log is DIR/dump.log.
-DIR is made if it does not exist.
+What follows "--" are options of CRIU. Unless they say otherwise, CRIU's log is
+DIR/dump.log. DIR is made if it does not exist.
 
 Exit status: 0 dumped, 1 failed, 2 wrong usage, 3 refused by a rule.`
 
@@ -43,7 +43,7 @@ func newDump(o *options) *cobra.Command {
 		Short: "Dump a process tree with CRIU",
 		Long:  dumpLong,
 		Example: `  criuhook dump --tree 4711 --images-dir /var/lib/checkpoints/4711
-  criuhook dump --tree 4711 --images-dir /var/lib/checkpoints/4711 --leave-running -- --shell-job --tcp-close`,
+  criuhook dump -t 4711 -D /var/lib/checkpoints/4711 --leave-running -- --shell-job --tcp-close`,
 		DisableFlagsInUseLine: true,
 		Args:                  criuOptionsOnly,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -55,8 +55,11 @@ func newDump(o *options) *cobra.Command {
 				words = append(words, "--leave-running")
 			}
 			line, err := criuLine(append(words, args...))
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
+			case line.Tree != tree || line.ImagesDir != dir:
+				return usagef("dump: --tree and --images-dir are criuhook's: give them before --, not among CRIU's options")
 			}
 			return o.dump(cmd, line)
 		},
@@ -66,12 +69,15 @@ func newDump(o *options) *cobra.Command {
 	f.StringVarP(&dir, "images-dir", "D", "", "`DIR` for the images")
 	f.BoolVarP(&leaveRunning, "leave-running", "R", false, "let the tree run on after the dump")
 	o.criuFlag(cmd)
+	_ = cmd.MarkFlagDirname("images-dir") // it fails only if there is no such option
+	_ = cmd.RegisterFlagCompletionFunc("tree", cobra.NoFileCompletions)
 	return cmd
 }
 
 // criuFlag is --criu.
 func (o *options) criuFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.criu, "criu", "", "`PATH` of CRIU (default: CRIUHOOK_CRIU, criu: of the configuration, criu.real beside criuhook, criu in PATH)")
+	cmd.Flags().StringVar(&o.criu, "criu", "", "`PATH` of the real CRIU (default: it is searched, see criuhook help criu)")
+	_ = cmd.MarkFlagFilename("criu")
 }
 
 // criuOptionsOnly allows arguments after "--", for CRIU.
@@ -81,7 +87,7 @@ func criuOptionsOnly(cmd *cobra.Command, args []string) error {
 		at = len(args)
 	}
 	if at > 0 {
-		return fmt.Errorf("%s: %q: CRIU's options stand behind --", cmd.CommandPath(), args[0])
+		return fmt.Errorf("%s takes no arguments, got %q; CRIU's options follow after --", cmd.CommandPath(), args[0])
 	}
 	return nil
 }
@@ -90,7 +96,7 @@ func criuOptionsOnly(cmd *cobra.Command, args []string) error {
 func criuLine(words []string) (*dropin.Command, error) {
 	line := dropin.Parse(words, dropin.System())
 	if line.PassOn != "" {
-		return nil, usagef("CRIU's options %q: %s; criuhook criu %s hands them to CRIU as they are", words[1:], line.PassOn, words[0])
+		return nil, usagef("%s: among CRIU's options: %s; \"criuhook criu %s\" would hand them to CRIU as they are", words[0], line.PassOn, words[0])
 	}
 	return line, nil
 }
@@ -100,20 +106,27 @@ func (o *options) dump(cmd *cobra.Command, line *dropin.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := unix.Kill(line.Tree, 0); errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("dump: there is no process %d", line.Tree)
+	}
+	progress := newProgress(cmd.ErrOrStderr(), line.ImagesDir)
+	d := swrk.Dump{Job: line.Job(), Tree: line.Tree, Rules: rules}
+	if err := o.job(progress, &d.Job); err != nil {
+		return err
+	}
 	if err := os.Mkdir(line.ImagesDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make the images directory: %w", err)
 	}
-	d := swrk.Dump{Job: line.Job(), Tree: line.Tree, Rules: rules}
-	if err := o.job(cmd, &d.Job); err != nil {
-		return err
-	}
 	d.Apart = true
-	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer stop()
-	progress := startProgress(cmd.ErrOrStderr(), line.ImagesDir, line.Tree)
+	progress.start(line.Tree)
 	_, err = d.Run(ctx)
 	summary := progress.stop()
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil && gaveUp(err):
+		return fmt.Errorf("dump of process %d: %w: it runs on as before; the images in %s are not complete", line.Tree, context.Cause(ctx), line.ImagesDir)
+	case err != nil:
 		return criuFailed(err)
 	}
 	d.Log.Infof("process %d is dumped to %s: %s", line.Tree, line.ImagesDir, summary)
@@ -122,14 +135,21 @@ func (o *options) dump(cmd *cobra.Command, line *dropin.Command) error {
 
 // job is what dump and restore have in common. Messages go to stderr and to
 // CRIU's log.
-func (o *options) job(cmd *cobra.Command, j *swrk.Job) (err error) {
-	if j.Log, err = newLogger(cmd.ErrOrStderr(), o.log); err != nil {
+func (o *options) job(stderr io.Writer, j *swrk.Job) (err error) {
+	if j.Log, err = newLogger(stderr, o.log); err != nil {
 		return err
 	}
 	if j.CRIU, err = findCRIU(j.Log, o.criu, o.config); err != nil {
 		return err
 	}
 	j.Version = version
+	// What CRIU says beside its log, but not where it is to use ours.
+	if !slices.Contains(j.Keep, 1) && j.LogFile != "-" {
+		j.Stdout = &criuOutput{log: j.Log}
+	}
+	if !slices.Contains(j.Keep, 2) {
+		j.Stderr = &criuOutput{log: j.Log}
+	}
 	if j.LogFile != "" {
 		j.CRIULog = &swrk.CRIULog{}
 		j.Log.AddHook(allHook{j.CRIULog})
@@ -145,22 +165,3 @@ type allHook struct {
 func (allHook) Levels() []logrus.Level { return logrus.AllLevels }
 
 func (h allHook) Fire(e *logrus.Entry) error { return copyHook(h).Fire(e) }
-
-// criuFailed adds to an error what CRIU has logged, and the exit code.
-func criuFailed(err error) error {
-	var refused *dump.RefusedError
-	if errors.As(err, &refused) {
-		return &exitError{exitRefused, refused}
-	}
-	var e *criurpc.Error
-	if errors.As(err, &e) && len(e.Log) > 1 {
-		return fmt.Errorf("%w\n%s", err, moreOf(e))
-	}
-	return err
-}
-
-// moreOf is the part of the error that only %+v prints.
-func moreOf(e *criurpc.Error) string {
-	all := fmt.Sprintf("%+v", e)
-	return all[min(len(e.Error())+1, len(all)):]
-}

@@ -28,8 +28,9 @@ stands in the images, and what a restore on this machine would do with it now:
 whether its name exists, whether somebody listens there, and as whom. Nobody is
 connected to, and nothing is written.
 
-Of images made without criuhook it lists the unix sockets. An images directory
-whose dump was never finished is an error.`,
+Of images that CRIU made alone it lists the unix sockets, and what criuhook would
+make of half connections (--external, --ext-unix-sk) by the rules of this host.
+An images directory whose dump was never finished is an error.`,
 		Example: `  criuhook inspect --images-dir /var/lib/checkpoints/4711
   criuhook inspect --images-dir . -o json | jq '.connections[].restore'`,
 		Args:                  noArgs,
@@ -42,7 +43,7 @@ whose dump was never finished is an error.`,
 			if err != nil {
 				return err
 			}
-			r, err := inspect.Read(dir)
+			r, err := inspect.Read(dir, o.config.load)
 			if errors.Is(err, fs.ErrPermission) {
 				return fmt.Errorf("%w; images are often readable to root alone", err)
 			}
@@ -60,8 +61,9 @@ whose dump was never finished is an error.`,
 			return printInspect(cmd.OutOrStdout(), r)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "images-dir", "", "directory `DIR` of CRIU's images")
+	cmd.Flags().StringVarP(&dir, "images-dir", "D", "", "directory `DIR` of CRIU's images")
 	outputFlag(cmd, &output, "table", "json")
+	_ = cmd.MarkFlagDirname("images-dir") // it fails only if there is no such option
 	return cmd
 }
 
@@ -82,13 +84,14 @@ func printInspect(w io.Writer, r *inspect.Report) error {
 	}
 	b.WriteString(connections(r))
 	b.WriteString(sockets(r))
+	b.WriteString(refused(r))
 	b.WriteString(caches(r))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
 func connections(r *inspect.Report) string {
-	if r.Record == nil {
+	if r.Record == nil && !r.Rebuilt {
 		return ""
 	}
 	if len(r.Connections) == 0 {
@@ -111,10 +114,38 @@ func connections(r *inspect.Report) string {
 			why.WriteString(wrap("at the dump it was busy: "+quoted(c.GetBusy()), "      "))
 		}
 		if c.GetReason() != "" {
-			why.WriteString(wrap("at the dump: "+quoted(c.GetReason()), "      "))
+			why.WriteString(wrap(reasonOf(r)+quoted(c.GetReason()), "      "))
 		}
 	}
-	return "\nconnections that left the tree:\n" + t.String() + "\na restore here:\n" + why.String()
+	if !r.Rebuilt {
+		return "\nconnections that left the tree:\n" + t.String() + "\na restore here:\n" + why.String()
+	}
+	for _, w := range r.Warnings {
+		why.WriteString(wrap("warning: "+quoted(w), "  "))
+	}
+	return "\nhalf connections, of which CRIU noted no more than the peer's name:\n" + t.String() +
+		"\na restore here with criuhook, by the rules of this host:\n" + why.String()
+}
+
+// reasonOf introduces the reason of a connection: one that was given at the
+// dump, or one that a restore gives now.
+func reasonOf(r *inspect.Report) string {
+	if r.Rebuilt {
+		return "note: "
+	}
+	return "at the dump: "
+}
+
+// refused is why criuhook would not restore images that it has not made.
+func refused(r *inspect.Report) string {
+	if r.Refused == "" {
+		return ""
+	}
+	var b strings.Builder
+	for line := range strings.Lines(r.Refused) { // not wrapped: it has YAML in it
+		b.WriteString("  " + ascii(strings.TrimRight(line, "\n")) + "\n")
+	}
+	return "\na restore here with criuhook would fail:\n" + b.String()
 }
 
 // sockets lists those that a restore of CRIU's may fail for: all of images
@@ -139,7 +170,7 @@ func sockets(r *inspect.Report) string {
 		t.add(pid, fds, s.Type.String(), string(s.Form), s.Name.String(), peer)
 	}
 	if len(t.rows) == 0 {
-		if r.Record == nil {
+		if r.Record == nil && !r.Rebuilt {
 			return "no unix sockets\n"
 		}
 		return ""
@@ -147,7 +178,7 @@ func sockets(r *inspect.Report) string {
 	out := "\nunix sockets:\n" + t.String()
 	if halves > 0 {
 		out += wrap(count(halves, "socket is half a connection", "sockets are halves of connections")+
-			": a restore needs --ext-unix-sk, where CRIU connects to the peer's name as root and without any greeting, or --inherit-fd", "")
+			": CRIU alone needs --inherit-fd for a restore, or --ext-unix-sk, by which it connects to the peer's name as root and without any greeting", "")
 	}
 	return out
 }

@@ -5,11 +5,14 @@ package main
 import (
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	core_x86 "github.com/checkpoint-restore/go-criu/v7/crit/images/core-x86"
+	"github.com/checkpoint-restore/go-criu/v7/crit/images/creds"
 	criu_core "github.com/checkpoint-restore/go-criu/v7/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fown"
@@ -70,6 +73,7 @@ func images(t *testing.T, netns uint32, files ...*fdinfo.FileEntry) string {
 	seven := pb.Uint32(7)
 	put("pstree.img", "PSTREE", &pstree.PstreeEntry{Pid: seven, Ppid: pb.Uint32(0), Pgid: seven, Sid: seven, Threads: []uint32{7}})
 	put("ids-7.img", "IDS", ids(netns))
+	put("core-7.img", "CORE", core())
 	var entries, fds []pb.Message
 	for _, f := range files {
 		entries = append(entries, f)
@@ -80,6 +84,32 @@ func images(t *testing.T, netns uint32, files ...*fdinfo.FileEntry) string {
 	put("files.img", "FILES", entries...)
 	put("fdinfo-2.img", "FDINFO", fds...)
 	return dir
+}
+
+// core is a thread of uid 1000 that runs in user mode.
+func core() *criu_core.CoreEntry {
+	c := &criu_core.CoreEntry{
+		Mtype:      criu_core.CoreEntry_X86_64.Enum(),
+		ThreadInfo: &core_x86.ThreadInfoX86{Gpregs: &core_x86.UserX86RegsEntry{OrigAx: pb.Uint64(1<<64 - 1)}, Fpregs: &core_x86.UserX86FpregsEntry{}},
+		Tc:         &criu_core.TaskCoreEntry{Comm: pb.String("app\x1b")},
+		ThreadCore: &criu_core.ThreadCoreEntry{Creds: &creds.CredsEntry{Euid: pb.Uint32(1000), Egid: pb.Uint32(1001), CapEff: []uint32{0, 0}}},
+	}
+	zeros(c)
+	return c
+}
+
+// zeros sets the numbers that CRIU always writes.
+func zeros(m pb.Message) {
+	r := m.ProtoReflect()
+	for i := range r.Descriptor().Fields().Len() {
+		f := r.Descriptor().Fields().Get(i)
+		switch {
+		case f.Message() != nil && !f.IsList() && (f.Cardinality().String() == "required" || r.Has(f)):
+			zeros(r.Mutable(f).Message().Interface())
+		case f.Message() == nil && f.Cardinality().String() == "required" && !r.Has(f):
+			r.Set(f, f.Default())
+		}
+	}
 }
 
 func reconnect(ino uint32, to string, uid int64, fails bool) *proto.Connection {
@@ -97,9 +127,9 @@ func hangup(ino uint32) *proto.Connection {
 	return c
 }
 
-func inspectJSON(t *testing.T, dir string) inspectOutput {
+func inspectJSON(t *testing.T, dir string, more ...string) inspectOutput {
 	t.Helper()
-	code, text, stderr := invoke(t, "inspect", "--images-dir", dir, "-o", "json")
+	code, text, stderr := invoke(t, append(more, "inspect", "--images-dir", dir, "-o", "json")...)
 	if code != exitDone {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
@@ -108,7 +138,7 @@ func inspectJSON(t *testing.T, dir string) inspectOutput {
 	if err := json.Unmarshal([]byte(text), &out); err != nil {
 		t.Fatal(err)
 	}
-	code, table, stderr := invoke(t, "inspect", "--images-dir", dir)
+	code, table, stderr := invoke(t, append(more, "inspect", "--images-dir", dir)...)
 	if code != exitDone {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
@@ -191,12 +221,58 @@ func TestInspectStockImages(t *testing.T) {
 	if s := out.Sockets[0]; s.PeerName != `/run/d\x1b` || s.Peer != 12 || s.Holders[0].FD != 101 {
 		t.Errorf("%+v", s)
 	}
-	_, table, _ := invoke(t, "inspect", "--images-dir", dir)
-	checkWidth(t, table)
-	for _, want := range []string{"not made with criuhook", "1 socket is half a connection", `/run/d\x1b`} {
+	_, table, _ := invoke(t, "inspect", "-D", dir)
+	lists, _, _ := strings.Cut(table, "a restore here")
+	checkWidth(t, lists)
+	if out.Rebuilt || !strings.Contains(out.Refused, "no rule") {
+		t.Errorf("rebuilt: %v, refused: %q", out.Rebuilt, out.Refused)
+	}
+	for _, want := range []string{"not made with criuhook", "1 socket is half a connection", `/run/d\x1b`, "a restore here with criuhook would fail:\n  "} {
 		if !strings.Contains(table, want) {
 			t.Errorf("%q is missing in\n%s", want, table)
 		}
+	}
+}
+
+// TestInspectRebuilt: half connections of CRIU's, and what a restore would do.
+func TestInspectRebuilt(t *testing.T) {
+	path := listen(t).Addr().String()
+	dir := images(t, 5,
+		sock(1, 11, 1, 12, 0, ""), sock(2, 12, 1, 0, 1, path),
+		sock(3, 21, 1, 22, 0, ""), sock(4, 22, 1, 0, 1, "/run/dead"),
+		sock(5, 15, 10, 0, 0, "/run/mine"))
+	rules := func(uid int) string {
+		return write(t, fmt.Sprintf("rules:\n  - {name: mine, path: %s, uid: %d, idle: reconnect}\n  - {name: dead, path: /run/dead, idle: hangup}\n", filepath.Dir(path)+"/*", uid))
+	}
+	config := rules(os.Geteuid())
+	out := inspectJSON(t, dir, "--config", config)
+	if !out.Rebuilt || out.Refused != "" || out.Record != nil || len(out.Connections) != 2 || len(out.Sockets) != 1 || len(out.Warnings) != 1 ||
+		!strings.Contains(out.Warnings[0], "had read") {
+		t.Fatalf("got %+v", out)
+	}
+	a, b := out.Connections[0], out.Connections[1]
+	if a.Form != "half" || a.Action != "reconnect" || a.Rule != "mine" || a.Reconnect == nil || a.Reconnect.UID != 1000 ||
+		a.Restore.Result != "reconnect" || !a.Restore.Listens || a.Peer.UID != nil || a.Holders[0] != (inspectHolder{PID: 7, FD: 101, Command: `app\x1b`}) {
+		t.Errorf("got %+v", a)
+	}
+	if b.Form != "half" || b.Action != "hangup" || b.Restore.Result != "hangup" || b.Reconnect != nil {
+		t.Errorf("got %+v", b)
+	}
+	_, table, _ := invoke(t, "--config", config, "inspect", "--images-dir", dir)
+	checkWidth(t, table)
+	for _, want := range []string{"not made with criuhook", "half connections, of which CRIU", "by the rules of this host", "listens at", "warning: CRIU's images", "listening"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("%q is missing in\n%s", want, table)
+		}
+	}
+
+	if got := inspectJSON(t, dir, "--config", rules(os.Geteuid()+1)).Connections[0].Restore; got.Result != "hangup" || !strings.Contains(got.Why, "expected is uid") {
+		t.Errorf("another's listener: %+v", got)
+	}
+	// Rules that cannot be read stand in the way of a restore, not of a look.
+	out = inspectJSON(t, dir, "--config", "/nowhere/rules.yaml")
+	if out.Rebuilt || !strings.Contains(out.Refused, "/nowhere/rules.yaml") || len(out.Connections) != 0 || len(out.Sockets) != 3 {
+		t.Errorf("got %+v", out)
 	}
 }
 
@@ -229,12 +305,15 @@ func TestInspectTableFits(t *testing.T) {
 				r.Connections = []inspect.Connection{{Connection: c, Form: inspect.Dormant,
 					Restore: inspect.Outcome{Result: inspect.Unknown, Why: "because of many words " + strings.Repeat("and more ", 30)}}}
 			}
+			if rec == nil {
+				r.Refused = "refused:\n  to do:  " + strings.Repeat("a word ", 30) + evil + "\n"
+			}
 			var b strings.Builder
 			if err := printInspect(&b, r); err != nil {
 				t.Fatal(err)
 			}
 			for _, line := range strings.Split(b.String(), "\n") {
-				if !strings.HasPrefix(line, "made with ") { // not in a table
+				if !strings.HasPrefix(line, "made with ") && !strings.Contains(line, "a word") { // not in a table
 					checkWidth(t, line)
 				}
 			}

@@ -21,6 +21,9 @@ type (
 		Processes   int                 `json:"processes"`
 		OwnNetns    bool                `json:"own_netns"`
 		Record      *recordOutput       `json:"record"`
+		Rebuilt     bool                `json:"rebuilt"`
+		Refused     string              `json:"refused,omitempty"`
+		Warnings    []string            `json:"warnings,omitempty"`
 		Connections []inspectConnection `json:"connections"`
 		Sockets     []inspectSocket     `json:"sockets"`
 		Caches      []inspectCache      `json:"caches"`
@@ -86,7 +89,7 @@ type (
 
 func newInspectOutput(dir string, r *inspect.Report) inspectOutput {
 	out := inspectOutput{
-		ImagesDir: quoted(dir), RootPID: r.RootPID, Processes: r.Processes, OwnNetns: r.OwnNetns,
+		ImagesDir: quoted(dir), RootPID: r.RootPID, Processes: r.Processes, OwnNetns: r.OwnNetns, Rebuilt: r.Rebuilt, Refused: r.Refused, Warnings: r.Warnings,
 		Connections: []inspectConnection{}, Sockets: []inspectSocket{}, Caches: []inspectCache{},
 	}
 	if r.Record != nil {

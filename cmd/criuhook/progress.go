@@ -24,43 +24,71 @@ const (
 	progressInterval = 250 * time.Millisecond
 )
 
+// eraseLine goes to the line's begin and erases it.
+const eraseLine = "\r\x1b[K"
+
 // progress tells, on a terminal, how far a long dump is: what the images have
-// in bytes, of what the processes have in memory.
+// in bytes, of what the processes have in memory. What else goes to the terminal
+// is to be written by it.
 type progress struct {
+	out   io.Writer
 	dir   string
-	start time.Time
+	since time.Time
 	done  chan struct{}
 	wg    sync.WaitGroup
+
+	mu    sync.Mutex
+	shown bool // the line is on the terminal
 }
 
-// startProgress needs out to be a terminal to write to it.
-func startProgress(out io.Writer, dir string, tree int) *progress {
-	p := &progress{dir: dir, start: time.Now(), done: make(chan struct{})}
-	if f, ok := out.(*os.File); ok && isTerminal(f) {
+func newProgress(out io.Writer, dir string) *progress {
+	return &progress{out: out, dir: dir, done: make(chan struct{})}
+}
+
+// start shows nothing unless the output is a terminal.
+func (p *progress) start(tree int) {
+	p.since = time.Now()
+	if f, ok := p.out.(*os.File); ok && isTerminal(f) {
 		total := memory(tree)
-		p.wg.Go(func() { p.show(f, total) })
+		p.wg.Go(func() { p.show(total) })
 	}
-	return p
 }
 
-func (p *progress) show(out io.Writer, total int64) {
+func (p *progress) show(total int64) {
 	tick := time.NewTicker(progressInterval)
 	defer tick.Stop()
-	shown := false
 	for {
 		select {
 		case <-p.done:
-			if shown {
-				fmt.Fprint(out, "\r\x1b[K") // to the line's begin, and erase it
-			}
+			p.mu.Lock()
+			p.erase()
+			p.mu.Unlock()
 			return
 		case <-tick.C:
-			if time.Since(p.start) < quietTime {
+			if time.Since(p.since) < quietTime {
 				continue
 			}
-			shown = true
-			fmt.Fprintf(out, "\rdumping: %s of about %s in %.0f s\x1b[K", size(written(p.dir)), size(total), time.Since(p.start).Seconds())
+			p.mu.Lock()
+			p.shown = true
+			fmt.Fprintf(p.out, "\rdumping: %s of about %s in %.0f s\x1b[K", size(written(p.dir)), size(total), time.Since(p.since).Seconds())
+			p.mu.Unlock()
 		}
+	}
+}
+
+// Write writes a message in place of the display, which comes again.
+func (p *progress) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.erase()
+	return p.out.Write(b)
+}
+
+// erase is called with the lock.
+func (p *progress) erase() {
+	if p.shown {
+		fmt.Fprint(p.out, eraseLine)
+		p.shown = false
 	}
 }
 
@@ -68,7 +96,7 @@ func (p *progress) show(out io.Writer, total int64) {
 func (p *progress) stop() string {
 	close(p.done)
 	p.wg.Wait()
-	return fmt.Sprintf("%s in %.1f s", size(written(p.dir)), time.Since(p.start).Seconds())
+	return fmt.Sprintf("%s in %.1f s", size(written(p.dir)), time.Since(p.since).Seconds())
 }
 
 func isTerminal(f *os.File) bool {

@@ -3,15 +3,18 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"criuhook/criuhook/criurpc"
 	"criuhook/criuhook/dropin"
 	"criuhook/criuhook/swrk"
 )
@@ -24,8 +27,12 @@ Without --detach criuhook stays as the parent of that process, passes SIGINT,
 SIGTERM, SIGHUP and SIGQUIT on to it, and ends with its exit status, or with 128
 and the number of the signal that ended it.
 
-What follows "--" goes to CRIU. Unless it says otherwise, CRIU's log is
-DIR/restore.log. Nothing else is written to DIR.`
+What follows "--" are options of CRIU. Unless they say otherwise, CRIU's log is
+DIR/restore.log; -W or -o takes it elsewhere, for images that cannot be written
+to. Nothing else is written to DIR.
+
+Exit status: 0 restored, 1 failed, 2 wrong usage, 3 refused by a rule (images that
+were made without criuhook); without --detach also that of the restored process.`
 
 func newRestore(o *options) *cobra.Command {
 	var dir string
@@ -44,11 +51,15 @@ func newRestore(o *options) *cobra.Command {
 			}
 			words := append([]string{"restore", "--images-dir", dir}, logDefaults("restore.log")...)
 			line, err := criuLine(append(words, args...))
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
-			}
-			if len(line.ExecCmd) > 0 {
+			case len(line.ExecCmd) > 0:
 				return usagef("restore: --exec-cmd is for CRIU's command line: criuhook criu restore …")
+			case line.Sibling:
+				return usagef("restore: --restore-sibling is for CRIU's command line: here, leave out --detach to have the process as a child of criuhook")
+			case line.ImagesDir != dir:
+				return usagef("restore: --images-dir is criuhook's: give it before --, not among CRIU's options")
 			}
 			return o.restore(cmd, line, detach || line.Detach)
 		},
@@ -57,16 +68,21 @@ func newRestore(o *options) *cobra.Command {
 	f.StringVarP(&dir, "images-dir", "D", "", "`DIR` of the images")
 	f.BoolVarP(&detach, "detach", "d", false, "do not wait for the restored tree")
 	o.criuFlag(cmd)
+	_ = cmd.MarkFlagDirname("images-dir") // it fails only if there is no such option
 	return cmd
 }
 
 func (o *options) restore(cmd *cobra.Command, line *dropin.Command, detach bool) error {
-	r := swrk.Restore{Job: line.Job(), Rules: o.config.load, Detach: detach, InPlace: len(line.JoinNS) > 0}
+	r := swrk.Restore{Job: line.Job(), Rules: o.config.load, Detach: detach, InPlace: len(line.JoinNS) > 0, ExtUnixSk: line.ExtUnixSk}
 	for _, given := range line.InheritFD {
 		_, key, _ := strings.Cut(given, ":")
 		r.Leave = append(r.Leave, key)
 	}
-	if err := o.job(cmd, &r.Job); err != nil {
+	// CRIU says nothing helpful of that, and begins a log there.
+	if _, err := os.Stat(filepath.Join(line.ImagesDir, "inventory.img")); errors.Is(err, os.ErrNotExist) && !line.Stream {
+		return fmt.Errorf("restore: there are no images: %w", err)
+	}
+	if err := o.job(cmd.ErrOrStderr(), &r.Job); err != nil {
 		return err
 	}
 	// Before the restore: the tree may be told to end as soon as it is there.
@@ -74,7 +90,11 @@ func (o *options) restore(cmd *cobra.Command, line *dropin.Command, detach bool)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer signal.Stop(signals)
 	pid, err := r.Run(cmd.Context(), signals)
-	if err != nil {
+	var failed *criurpc.Error
+	switch {
+	case errors.As(err, &failed) && failed.Errno() == unix.EEXIST:
+		return criuFailed(fmt.Errorf("%w; a pid of the images is taken here: end that process, or restore in another pid namespace", err))
+	case err != nil:
 		return criuFailed(err)
 	}
 	if _, err := fmt.Fprintln(cmd.OutOrStdout(), pid); err != nil {

@@ -9,12 +9,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"golang.org/x/sys/unix"
 )
 
 // DefaultGrace is what CRIU gets to come to an end by itself, unless
@@ -45,6 +47,9 @@ type Config struct {
 	// Files are inherited by CRIU; the number there is [CriuFD]. They can be closed
 	// here after Start.
 	Files []*os.File
+	// Keep are descriptors of ours that Args name: CRIU has them under the same
+	// numbers. Not together with Files.
+	Keep []int
 	// LogFile is CRIU's log where Args or a config_file put it; the log that a
 	// request names is found without.
 	LogFile string
@@ -110,13 +115,20 @@ func Start(config Config) (*Client, error) {
 		exited: make(chan struct{}),
 		busy:   make(chan struct{}, 1),
 	}
-	args := append(append([]string(nil), config.Args...), "swrk", strconv.Itoa(int(CriuFD(-1))))
+	kept, closeKept, err := config.kept()
+	if err != nil {
+		_ = conn.close()
+		return nil, err
+	}
+	defer closeKept()
+	number := int(CriuFD(-1)) + len(kept)
+	args := append(append([]string(nil), config.Args...), "swrk", strconv.Itoa(number))
 	c.cmd = exec.Command(config.Path, args...)
 	if config.Arg0 != "" {
 		c.cmd.Args[0] = config.Arg0
 	}
 	c.cmd.Env = config.Env
-	c.cmd.ExtraFiles = append([]*os.File{theirs}, config.Files...)
+	c.cmd.ExtraFiles = append(append(kept, theirs), config.Files...)
 	c.cmd.SysProcAttr = config.SysProcAttr
 	if config.Stdin != nil { // not to make a typed nil of it
 		c.cmd.Stdin = config.Stdin
@@ -135,6 +147,33 @@ func Start(config Config) (*Client, error) {
 	}
 	go c.reap()
 	return c, nil
+}
+
+// kept are the descriptors to keep whose numbers come before the first that is
+// free for the socket; nil is one that is not open. Those behind it are
+// inherited anyway.
+func (config *Config) kept() (files []*os.File, closeAll func(), err error) {
+	closeAll = func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	if len(config.Keep) > 0 && len(config.Files) > 0 {
+		return nil, nil, errors.New("start CRIU: Config.Keep and Config.Files exclude each other")
+	}
+	for fd := int(CriuFD(-1)); slices.Contains(config.Keep, fd); fd++ {
+		var f *os.File
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			f = os.NewFile(uintptr(n), strconv.Itoa(fd))
+		case !errors.Is(err, unix.EBADF):
+			closeAll()
+			return nil, nil, fmt.Errorf("start CRIU: hand on fd %d: %w", fd, err)
+		}
+		files = append(files, f)
+	}
+	return files, closeAll, nil
 }
 
 // reap wakes a receive when CRIU is gone: a child it left may still hold the

@@ -274,7 +274,7 @@ func (r *request) broken(ctx context.Context, err error) error {
 	state := c.cmd.ProcessState
 	switch {
 	case errors.Is(err, errTimeout) && killed == nil, errors.Is(err, io.EOF), isGone(err):
-		err = fmt.Errorf("CRIU ended without an answer: %s", state)
+		err = &EndedError{state}
 	case errors.Is(err, errTimeout):
 		err = nil
 	}

@@ -35,6 +35,14 @@ type Error struct {
 	LogFile string
 }
 
+// EndedError is a CRIU that ended without an answer: it has said why on its
+// stderr, or in its log, or was killed.
+type EndedError struct{ State *os.ProcessState }
+
+func (e *EndedError) Error() string {
+	return fmt.Sprintf("CRIU ended without an answer: %s", e.State)
+}
+
 // Errno is CRIU's cr_errno, 0 if it gave none: ESRCH for no such process, EEXIST
 // for a pid that is taken, EBADRQC for bad options (criu/include/cr-errno.h).
 func (e *Error) Errno() syscall.Errno { return syscall.Errno(e.Response.GetCrErrno()) }

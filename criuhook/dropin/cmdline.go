@@ -107,10 +107,12 @@ const (
 //     LazyPages, failed by such a script: 255 can be restored.
 //   - main's own checks are not made: more words than the command (taken for
 //     swrk's), no pid, --exec-cmd and --inherit-fd on a dump. PassOn covers them.
-//   - An error before the log file is open (images or work directory, bad
-//     value of an option) is worded a little differently: "Can't open images
-//     directory". If an option has a bad value that Parse does not look at, CRIU
-//     says so on stderr and ends with status 1 without reading the request.
+//   - An error before the log file is open is worded a little differently: if the
+//     log file cannot be made ("Can't initiate log" is added), or if
+//     --prev-images-dir does not exist ("Can't open images directory" instead of
+//     "Couldn't open image dir"). If an option has a bad value that Parse does not
+//     look at, CRIU says so on stderr and ends with status 1 without reading the
+//     request. What CRIU refuses at once else is passed on, see hopeless.
 //   - Capabilities are checked after the log file is opened, not before, so the
 //     complaint is in the log.
 //   - The log lacks "Will do snapshot from" (--prev-images-dir); has the first
@@ -205,8 +207,9 @@ func (c *Command) set(g given) string {
 	case "ms":
 		return "CRIU refuses --ms"
 	case "feature":
-		// With "list" CRIU stops reading options, at no predictable place.
-		return "--feature is for criu check"
+		if g.value == "list" { // CRIU stops reading options, at no predictable place
+			return "--feature list is for criu check"
+		}
 	case "tree":
 		if c.Tree = atoi(g.value); c.Tree <= 0 {
 			return fmt.Sprintf("-t %q is not a pid", g.value)

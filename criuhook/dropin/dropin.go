@@ -56,7 +56,7 @@ func (c *Call) Run(ctx context.Context) int {
 	cmd := Parse(c.Args, System())
 	var err error
 	switch {
-	case cmd.PassOn != "":
+	case cmd.PassOn != "", cmd.hopeless():
 		err = c.become(c.Args)
 	case cmd.Name == "dump":
 		return c.dump(ctx, cmd)
@@ -94,6 +94,7 @@ func (c *Call) become(args []string) error {
 func (cmd *Command) Job() swrk.Job {
 	return swrk.Job{
 		Options:   cmd.Options(),
+		Keep:      cmd.FDs,
 		ImagesDir: cmd.ImagesDir, WorkDir: cmd.WorkDir,
 		LogFile: cmd.LogFile, LogLevel: int(cmd.LogLevel),
 	}
@@ -121,8 +122,7 @@ func (c *Call) dump(ctx context.Context, cmd *Command) int {
 		c.say(err)
 	}
 	if d.KilledBy != 0 { // so are we, for whoever waits for us
-		signal.Reset(d.KilledBy)
-		_ = unix.Kill(os.Getpid(), d.KilledBy)
+		dieBy(d.KilledBy)
 	}
 	return exit
 }
@@ -131,10 +131,13 @@ func (c *Call) dump(ctx context.Context, cmd *Command) int {
 func (c *Call) say(err error) {
 	var refused *dump.RefusedError
 	var e *criurpc.Error
+	var ended *criurpc.EndedError
 	switch {
 	case errors.As(err, &refused):
 		err = refused // as it is, of several lines
-	case errors.As(err, &e) && e.Err == nil && e.Response != nil:
+	case errors.As(err, &e) && err == error(e) && errors.As(e.Err, &ended) && e.Err.Error() == ended.Error():
+		return // CRIU has refused its options, on stderr; or its end says it
+	case errors.As(err, &e) && err == error(e) && e.Err == nil && e.Response != nil:
 		return
 	}
 	c.Log.Error(err)
@@ -148,6 +151,9 @@ func (c *Call) restore(ctx context.Context, cmd *Command) error {
 	for _, given := range cmd.InheritFD {
 		_, key, _ := strings.Cut(given, ":")
 		r.Leave(key)
+	}
+	if cmd.ExtUnixSk {
+		r.LeaveDatagrams()
 	}
 	var extra []string
 	inherits := false

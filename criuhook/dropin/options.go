@@ -118,6 +118,16 @@ func lookup(name string) (option, error) {
 	return option{}, fmt.Errorf("option --%s is ambiguous: --%s or --%s", name, found[0].name(), found[1].name())
 }
 
+// OptionNames lists the long options of CRIU's command line that Parse knows,
+// without the dashes.
+func OptionNames() []string {
+	var names []string
+	for _, o := range options {
+		names = append(names, o.name())
+	}
+	return names
+}
+
 // given is an option as it was given.
 type given struct {
 	option

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"criuhook/criuhook/image"
+	"criuhook/criuhook/restore"
+	"criuhook/criuhook/rule"
 	"criuhook/proto"
 	"criuhook/sockpeer"
 )
@@ -37,13 +39,20 @@ type Report struct {
 	// restore looks for abstract names.
 	OwnNetns bool
 	// Record is nil if the images were not made with criuhook.
-	Record      *proto.Record
+	Record *proto.Record
+	// Rebuilt: there is no record, the Connections are half ones, and what a
+	// restore with criuhook would do with them by the rules of this host.
+	Rebuilt bool
+	// Refused says, in several lines, why such a restore would not be done.
+	// There are no Connections then, and the half ones are among Sockets.
+	Refused     string
+	Warnings    []string     // of such a restore
 	Connections []Connection // of the record, in its order
 	Sockets     []Socket     // all others
 	Caches      []image.Cache
 }
 
-// Connection is one of the record.
+// Connection is one of the record, or of a rebuilt one.
 type Connection struct {
 	*proto.Connection
 	Form    Form
@@ -58,11 +67,12 @@ type Socket struct {
 	PeerName sockpeer.Name
 }
 
-// Read reads the images in dir, and looks who listens here.
-func Read(dir string) (*Report, error) {
-	rec, err := image.ReadRecord(dir)
-	if err != nil && !errors.Is(err, image.ErrNoRecord) {
-		return nil, err
+// Read reads the images in dir, and looks who listens here. rules are asked for
+// where images have half connections and no record.
+func Read(dir string, rules func() (*rule.Set, error)) (*Report, error) {
+	rec, recErr := image.ReadRecord(dir)
+	if recErr != nil && !errors.Is(recErr, image.ErrNoRecord) {
+		return nil, recErr
 	}
 	set, err := image.Open(dir)
 	if err != nil {
@@ -70,6 +80,9 @@ func Read(dir string) (*Report, error) {
 	}
 	r := &Report{
 		RootPID: set.RootPID(), Processes: len(set.PIDs()), OwnNetns: set.OwnNetns(), Record: rec, Caches: set.Caches(),
+	}
+	if restore.NeedsRebuild(set, recErr) {
+		rec = r.rebuild(set, rules)
 	}
 	forms := map[uint32]Form{}
 	for _, s := range sockets(set) {
@@ -87,9 +100,30 @@ func Read(dir string) (*Report, error) {
 		if !ok {
 			form = Missing
 		}
-		r.Connections = append(r.Connections, Connection{c, form, outcome(c, form, r.OwnNetns, listeners)})
+		out := misfit(c, form)
+		if out == nil || r.Rebuilt {
+			out = new(outcome(c, r.OwnNetns, listeners))
+		}
+		r.Connections = append(r.Connections, Connection{c, form, *out})
 	}
 	return r, nil
+}
+
+// rebuild makes the record that such a restore would go by, nil if it would be
+// refused.
+func (r *Report) rebuild(set *image.Set, rules func() (*rule.Set, error)) *proto.Record {
+	inForce, err := rules()
+	if err != nil {
+		r.Refused = err.Error()
+		return nil
+	}
+	rec, warnings, err := restore.Rebuild(set, inForce)
+	if err != nil {
+		r.Refused = err.Error()
+		return nil
+	}
+	r.Rebuilt, r.Warnings = true, warnings
+	return rec
 }
 
 // Time is when the tree was frozen; the zero time: not known.

@@ -34,16 +34,28 @@ type Outcome struct {
 	Why string
 }
 
-func outcome(c *proto.Connection, form Form, ownNetns bool, listeners []sockpeer.Listener) Outcome {
-	dormant := c.GetAction() == proto.Action_ACTION_RECONNECT || sockpeer.Type(c.GetType()) == sockpeer.Dgram
+// unconnected: it is restored as a socket without a peer, else as one that the
+// peer has closed.
+func unconnected(c *proto.Connection) bool {
+	return c.GetAction() == proto.Action_ACTION_RECONNECT || sockpeer.Type(c.GetType()) == sockpeer.Dgram
+}
+
+// misfit is the outcome where the images do not fit the record, else nil.
+func misfit(c *proto.Connection, form Form) *Outcome {
+	dormant := unconnected(c)
 	switch {
 	case form == Missing:
-		return Outcome{Result: Broken, Why: "the images do not hold this socket: " + image.RecordName + " is of another dump"}
+		return &Outcome{Result: Broken, Why: "the images do not hold this socket: " + image.RecordName + " is of another dump"}
 	case dormant && form != Dormant, !dormant && form != Dead:
-		return Outcome{Result: Broken, Why: fmt.Sprintf("it is %s in the images, as criuhook leaves none: they were changed, or %s is of another dump", form, image.RecordName)}
-	case c.GetAction() == proto.Action_ACTION_HANGUP:
+		return &Outcome{Result: Broken, Why: fmt.Sprintf("it is %s in the images, as criuhook leaves none: they were changed, or %s is of another dump", form, image.RecordName)}
+	}
+	return nil
+}
+
+func outcome(c *proto.Connection, ownNetns bool, listeners []sockpeer.Listener) Outcome {
+	if c.GetAction() == proto.Action_ACTION_HANGUP {
 		why := "the application finds it closed by the peer"
-		if dormant {
+		if unconnected(c) {
 			why = "the application finds it unconnected"
 		}
 		return Outcome{Result: Hangup, Why: why}

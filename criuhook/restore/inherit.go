@@ -3,11 +3,13 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
 	"criuhook/criuhook/image"
+	"criuhook/criuhook/plan"
 	"criuhook/proto"
 	"criuhook/sockpeer"
 )
@@ -23,6 +25,19 @@ type Inherited struct {
 func (r *Restore) Leave(key string) {
 	for _, s := range r.sockets() {
 		if key == inheritKey(s.Inode) {
+			r.inherited[s.Inode] = true
+		}
+	}
+}
+
+// LeaveDatagrams leaves the datagram sockets of images that are CRIU's alone to
+// CRIU, which was told to connect them (--ext-unix-sk).
+func (r *Restore) LeaveDatagrams() {
+	if !r.half {
+		return
+	}
+	for _, s := range r.sockets() {
+		if s.Type == sockpeer.Dgram {
 			r.inherited[s.Inode] = true
 		}
 	}
@@ -65,6 +80,9 @@ func (r *Restore) Inherit(ctx context.Context) (out []Inherited, err error) {
 			r.log.Debugf("%s: connected when its process exists: %s", describeSocket(s), why)
 			continue
 		}
+		if r.half && c.Action == proto.Action_ACTION_HANGUP {
+			s = ended(s)
+		}
 		sock, err := newSocket(s)
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", describeSocket(s), err)
@@ -83,9 +101,14 @@ func (r *Restore) connectAll(ctx context.Context, conns []*proto.Connection, soc
 	for i, c := range conns {
 		if c.Action == proto.Action_ACTION_RECONNECT {
 			again, those = append(again, c), append(those, socks[i].Socket)
-		} else if err := hangup(socks[i].Socket); err != nil {
-			errs = append(errs, err)
+			continue
 		}
+		if err := hangup(socks[i].Socket); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		why := cmp.Or(c.Reason, c.Busy, "its rule says so")
+		r.log.Warnf("%s: hung up: %s; the application finds a closed connection", plan.Describe(c), why)
 	}
 	errs = append(errs, each(ctx, again, func(ctx context.Context, i int, slots chan struct{}) error {
 		c, pid := again[i], 0
@@ -111,18 +134,24 @@ func (r *Restore) cannotInherit(s *image.Socket, c *proto.Connection) string {
 		return "its process has a root directory or mount namespace of its own"
 	}
 	switch {
+	case s.Type == sockpeer.Dgram:
+		// To any that no other socket of the images sends to, CRIU adds one that
+		// does, and waits for ever for it: an inherited one does not make it
+		// (add_fake_unix_queuers, open_unixsk_standalone in criu/sk-unix.c).
+		return "it is a datagram socket, which CRIU cannot inherit"
 	case r.half && c.Action == proto.Action_ACTION_HANGUP:
-		dead := *s // nothing of it is to come back
-		dead.Queued, dead.Shutdown = 0, 0
-		return inheritable(&dead)
-	case !r.half && s.Type == sockpeer.Dgram:
-		// CRIU would wait for ever for it to be bound, as it does for all
-		// unconnected ones (peer_is_not_prepared in criu/sk-unix.c).
-		return "it is a datagram socket"
+		return inheritable(ended(s))
 	case s.Labelled:
 		return "it has a security label of its own"
 	}
 	return inheritable(s)
+}
+
+// ended is a socket of which nothing but its options is to come back.
+func ended(s *image.Socket) *image.Socket {
+	dead := *s
+	dead.Queued, dead.Shutdown = 0, 0
+	return &dead
 }
 
 // InPlace reports whether there is work for Reconnect.

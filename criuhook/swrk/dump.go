@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"criuhook/criuhook/criurpc"
@@ -52,21 +53,23 @@ func (d *Dump) Run(ctx context.Context) (exit int, err error) {
 		return 1, err
 	}
 	defer f.close()
+	defer d.CRIULog.detach()
 	start := time.Now()
-	for {
-		a := &attempt{Dump: d, folders: f, before: state(f.images)}
+	for inAdvance := neverAsks(d.CRIU); ; {
+		a := &attempt{Dump: d, folders: f, before: state(f.images), inAdvance: inAdvance}
 		exit, err := a.run(ctx, start)
 		var busy *dump.BusyError
-		if errors.As(err, &busy) && time.Since(start) < busy.Patience {
+		switch {
+		case err == nil:
+			return exit, nil
+		case errors.As(err, &busy) && time.Since(start) < busy.Patience:
 			continue // the tree runs again, so it may become idle
-		}
-		if err == nil || a.asked || !a.filesBegun() {
+		case inAdvance || a.asked || a.decided != nil || !a.filesBegun() || d.KilledBy != 0 || ctx.Err() != nil:
 			return exit, err
 		}
 		// An older CRIU, which does not ask: tell it before.
 		d.Log.Debugf("CRIU did not ask for external files, so it is told of them in advance: %v", err)
-		late := &attempt{Dump: d, folders: f, before: state(f.images), inAdvance: true}
-		return late.run(ctx, start)
+		inAdvance = true
 	}
 }
 
@@ -96,16 +99,18 @@ func (a *attempt) run(ctx context.Context, start time.Time) (exit int, err error
 	req.Opts.Pid = proto.Int32(int32(a.Tree))
 	if a.inAdvance {
 		if req.Opts.External, err = a.declare(); err != nil {
+			a.logError(err)
 			return 1, err
 		}
 	}
+	a.CRIULog.detach() // from the log of an attempt before this one
 	if a.criu, err = criurpc.Start(a.config(a.folders, nil)); err != nil {
 		return 1, err
 	}
 	defer a.criu.Close()
-	defer a.CRIULog.detach()
 	a.Started = true
-	if a.base.ID, err = dump.ID(a.criu.PID()); err != nil {
+	// A CRIU that has ended already: Do tells what it said.
+	if a.base.ID, err = dump.ID(a.criu.PID()); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
 		return 1, err
 	}
 	done := make(chan struct{})
@@ -117,7 +122,9 @@ func (a *attempt) run(ctx context.Context, start time.Time) (exit int, err error
 	}
 	if a.filesBegun() {
 		// What is there now is neither this dump nor an earlier one.
-		err = errors.Join(err, image.RemoveStale(a.imagesPath()))
+		if e := image.RemoveStale(a.imagesPath()); e != nil {
+			err = errors.Join(err, e)
+		}
 	}
 	if a.inAdvance {
 		err = a.explain(err)
@@ -166,11 +173,17 @@ func (a *attempt) Notify(_ context.Context, n *criurpc.Notification) (*rpc.CriuO
 	case criurpc.StagePostDump:
 		err = a.finish()
 	}
-	if err != nil && a.CRIULog != nil {
-		// The error goes to the caller; here it is for whoever reads CRIU's log.
-		fmt.Fprintln(a.CRIULog, "criuhook: Error:", err)
+	if err != nil {
+		a.logError(err)
 	}
 	return opts, err
+}
+
+// logError is for whoever reads CRIU's log; the error goes to the caller, too.
+func (a *attempt) logError(err error) {
+	if a.CRIULog != nil && a.CRIULog.attached() {
+		fmt.Fprintln(a.CRIULog, "criuhook: Error:", err)
+	}
 }
 
 // answer decides about the frozen tree and tells CRIU what is external.
@@ -235,9 +248,6 @@ func keys(decisions []plan.Decision, files []image.ExternalFile) []string {
 // finish brings the images into their form.
 func (a *attempt) finish() error {
 	if a.decided == nil {
-		if !a.inAdvance {
-			return errNotAsked
-		}
 		if err := a.decideLate(); err != nil {
 			return err
 		}
@@ -248,8 +258,6 @@ func (a *attempt) finish() error {
 	a.settled = true
 	return nil
 }
-
-var errNotAsked = errors.New("CRIU did not ask for external files")
 
 // declare finds what is to be told to a CRIU that does not ask.
 func (a *attempt) declare() ([]string, error) {
@@ -301,8 +309,9 @@ func (a *attempt) decideLate() error {
 // explain names the connections that came after CRIU was told of the others,
 // which CRIU's own message does not.
 func (a *attempt) explain(err error) error {
-	if a.decided != nil {
-		return err
+	var e *criurpc.Error
+	if a.decided != nil || !errors.As(err, &e) || e.Err != nil {
+		return err // known already
 	}
 	snap, scanErr := sockpeer.Scan(a.Tree)
 	if scanErr != nil {
@@ -318,7 +327,9 @@ func (a *attempt) explain(err error) error {
 	if len(late) == 0 {
 		return err
 	}
-	return errors.Join(err, appeared(late))
+	e.Err = appeared(late)
+	a.logError(e.Err)
+	return err
 }
 
 func appeared(late []string) error {

@@ -4,6 +4,7 @@ package swrk
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"syscall"
 
@@ -21,6 +22,8 @@ type Job struct {
 	CRIU, Arg0 string
 	// Options are those of CRIU's command line, as the user gave them.
 	Options []string
+	// Keep are descriptors of ours that the options name.
+	Keep []int
 	// ImagesDir is where the images are, WorkDir where CRIU writes its log
 	// and the like; "": the same.
 	ImagesDir, WorkDir string
@@ -33,6 +36,9 @@ type Job struct {
 	Log     *logrus.Logger
 	CRIULog *CRIULog
 	Version string // ours, for the record
+	// Stdout and Stderr are CRIU's, nil for ours. From a Stderr that is no file the
+	// error of a CRIU takes its lines that has no log yet.
+	Stdout, Stderr io.Writer
 	// Apart keeps CRIU from signals of the terminal: the caller then ends the
 	// context, and CRIU cleans up.
 	Apart bool
@@ -90,7 +96,14 @@ func (j *Job) config(f folders, files []*os.File) criurpc.Config {
 		Path: j.CRIU, Args: j.Options, Arg0: j.Arg0,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Files:       files,
+		Keep:        j.Keep,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: j.Apart},
+	}
+	if j.Stdout != nil {
+		c.Stdout = j.Stdout
+	}
+	if j.Stderr != nil {
+		c.Stderr = j.Stderr
 	}
 	if j.LogFile != "" {
 		c.LogFile = j.logPath(f)

@@ -64,6 +64,7 @@ func (l *CRIULog) attach(criu int, path string) {
 			continue
 		}
 		if l.out, err = sockpeer.Duplicate(criu, fd); err != nil {
+			l.out = nil
 			continue
 		}
 		_, _ = unix.Write(l.out.FD(), l.held.Bytes()) // a log that is full is no reason to fail
@@ -86,6 +87,13 @@ func (l *CRIULog) Save(name string) error {
 		return fmt.Errorf("write CRIU's log: %w", err)
 	}
 	return nil
+}
+
+// attached reports whether what is written reaches CRIU's log.
+func (l *CRIULog) attached() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out != nil
 }
 
 // detach lets go of the log of a CRIU that has ended.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,8 @@ type Restore struct {
 	InPlace bool
 	// Leave are keys of sockets that CRIU's options give to it already.
 	Leave []string
+	// ExtUnixSk: CRIU's options tell it to connect external sockets.
+	ExtUnixSk bool
 }
 
 // Run restores and returns the pid of the root task. A signal stops it as long
@@ -57,7 +60,11 @@ func (r *Restore) Run(ctx context.Context, signals chan os.Signal) (pid int, err
 	if err != nil {
 		return 0, err
 	}
-	if h.criu, err = criurpc.Start(r.config(f, files)); err != nil {
+	handed := files
+	if len(r.Keep) > 0 {
+		handed = nil // they are among these
+	}
+	if h.criu, err = criurpc.Start(r.config(f, handed)); err != nil {
 		return 0, err
 	}
 	defer h.criu.Close()
@@ -102,20 +109,34 @@ func (h *restoring) inherit(ctx context.Context, opts *rpc.CriuOpts) (files []*o
 	for _, key := range h.Leave {
 		h.plan.Leave(key)
 	}
+	if h.ExtUnixSk {
+		h.plan.LeaveDatagrams()
+	}
 	socks, err := h.plan.Inherit(ctx)
 	if err != nil {
 		return nil, err
 	}
+	// A duplicate, for the file to own. Beside descriptors that keep their numbers
+	// in CRIU ours keep theirs, too, behind those.
+	how, from, keeps := unix.F_DUPFD_CLOEXEC, 0, slices.Clone(h.Keep)
+	if len(keeps) > 0 {
+		how, from = unix.F_DUPFD, slices.Max(keeps)+1
+	}
 	var errs []error
 	for _, s := range socks {
-		// A duplicate, for the file to own.
-		fd, err := unix.FcntlInt(uintptr(s.Socket.FD()), unix.F_DUPFD_CLOEXEC, 0)
+		fd, err := unix.FcntlInt(uintptr(s.Socket.FD()), how, from)
 		s.Socket.Close()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("duplicate %s: %w", s.Socket.Name(), err))
 			continue
 		}
-		opts.InheritFd = append(opts.InheritFd, criurpc.InheritFd(len(files), s.Key))
+		in := criurpc.InheritFd(len(files), s.Key)
+		if len(keeps) > 0 {
+			in.Fd = proto.Int32(int32(fd))
+			keeps = append(keeps, fd)
+			h.Keep = keeps
+		}
+		opts.InheritFd = append(opts.InheritFd, in)
 		files = append(files, os.NewFile(uintptr(fd), s.Key))
 	}
 	return files, errors.Join(errs...)
