@@ -193,9 +193,14 @@ type App struct {
 // startApp starts an application as u.
 func startApp(t testing.TB, u User, attr *syscall.SysProcAttr) *App {
 	t.Helper()
+	return startAppAs(t, app.Role, u, attr)
+}
+
+func startAppAs(t testing.TB, role string, u User, attr *syscall.SysProcAttr) *App {
+	t.Helper()
 	// The test binary lies where only root can read.
 	control := filepath.Join(folder(t), "control")
-	a := &App{Process: start(t, u, attr, "/proc/self/exe", app.Role, control), Control: control}
+	a := &App{Process: start(t, u, attr, "/proc/self/exe", role, control), Control: control}
 	a.alive = a.Awake
 	a.Awake(t)
 	return a

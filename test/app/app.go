@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -22,22 +23,29 @@ import (
 // Role is the first argument that makes a test binary the application.
 const Role = "criuhook-test-app"
 
+// QuietRole is an application none of whose threads waits in a poll of any kind:
+// CRIU's images do not tell what for.
+const QuietRole = Role + "-quiet"
+
 // Main runs the application if the process was started as one, and then does
 // not return. Arguments: Role, the path of the control socket, and the names
 // of connections inherited as fd 3, 4 ….
 func Main() {
-	if len(os.Args) < 3 || os.Args[1] != Role {
+	if len(os.Args) < 3 || os.Args[1] != Role && os.Args[1] != QuietRole {
 		return
 	}
 	signal.Ignore(unix.SIGPIPE)
+	a := &app{conns: map[string]int{}}
+	for i, name := range os.Args[3:] {
+		a.conns[name] = 3 + i
+	}
+	if os.Args[1] == QuietRole {
+		a.quiet(os.Args[2])
+	}
 	l, err := net.Listen("unix", os.Args[2])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "app:", err)
 		os.Exit(1)
-	}
-	a := &app{conns: map[string]int{}}
-	for i, name := range os.Args[3:] {
-		a.conns[name] = 3 + i
 	}
 	for {
 		c, err := l.Accept()
@@ -58,10 +66,11 @@ type app struct {
 	stop     atomic.Bool
 	workers  sync.WaitGroup
 	serial   atomic.Int64
+	signals  atomic.Int64
 	epoll    int
 }
 
-func (a *app) serve(c net.Conn) {
+func (a *app) serve(c io.ReadWriteCloser) {
 	defer c.Close()
 	var cmd Command
 	if err := json.NewDecoder(c).Decode(&cmd); err != nil {
@@ -147,6 +156,9 @@ func (a *app) do(cmd *Command, ans *Answer) error {
 		a.workers.Wait()
 		a.stop.Store(false)
 		ans.Count = a.counters()
+		return nil
+	case "signals": // count those of number Value
+		a.countSignals(unix.Signal(cmd.Value))
 		return nil
 	case "background": // the operation in Text
 		go a.background(*cmd)
@@ -238,7 +250,7 @@ func (a *app) onConnection(cmd *Command, ans *Answer, fd int) error {
 		return unix.Close(fd)
 	case "child":
 		// An fd of a child is the same description: fork and exec keep it.
-		child := exec.Command("/proc/self/exe", Role, cmd.As, cmd.Conn)
+		child := exec.Command("/proc/self/exe", os.Args[1], cmd.As, cmd.Conn)
 		n, err := unix.Dup(fd)
 		if err != nil {
 			return err
@@ -322,7 +334,7 @@ func (a *app) hammer(fd int) {
 }
 
 func (a *app) counters() Counters {
-	c := Counters{Requests: a.requests.Load(), Failed: a.failed.Load()}
+	c := Counters{Requests: a.requests.Load(), Failed: a.failed.Load(), Signals: a.signals.Load()}
 	c.LastErr, _ = a.lastErr.Load().(string)
 	if e, err := os.ReadDir("/proc/self/fd"); err == nil {
 		c.FDs = len(e) - 1 // without the directory's own

@@ -3,7 +3,9 @@
 package app
 
 import (
+	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -21,6 +23,17 @@ func (a *app) background(cmd Command) {
 		a.failed.Add(1)
 		a.lastErr.Store(err.Error())
 	}
+}
+
+// countSignals counts the signals of one number that come.
+func (a *app) countSignals(sig os.Signal) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, sig)
+	go func() {
+		for range signals {
+			a.signals.Add(1)
+		}
+	}()
 }
 
 // pollNow returns the events that poll(2) shows at once, as names.
@@ -97,4 +110,26 @@ func trace(pid int) error {
 		}
 	}()
 	return <-seized
+}
+
+// quiet serves the control socket with calls that block.
+func (a *app) quiet(control string) {
+	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(l, &unix.SockaddrUnix{Name: control})
+	}
+	if err == nil {
+		err = unix.Listen(l, unix.SOMAXCONN)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "app:", err)
+		os.Exit(1)
+	}
+	for {
+		fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		if err != nil {
+			continue
+		}
+		go a.serve(os.NewFile(uintptr(fd), "control"))
+	}
 }

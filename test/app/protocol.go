@@ -57,4 +57,5 @@ type Counters struct {
 	LastErr  string
 	FDs      int // open descriptors of the process
 	Threads  int // tasks of the process
+	Signals  int64
 }
