@@ -45,9 +45,13 @@ func ScanStopped(root int, calls Calls) (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("scan the tree of process %d: %w", root, err)
 	}
-	if snap.Processes[root], err = ReadProcess(root); err != nil {
+	mapped := snap.Processes[root].Mapped
+	p, err := ReadProcess(root)
+	if err != nil {
 		return nil, fmt.Errorf("scan the tree of process %d: %w", root, err)
 	}
+	p.Mapped = mapped
+	snap.Processes[root] = p
 	return snap, nil
 }
 
@@ -250,6 +254,7 @@ func (s *scan) snapshot() (*Snapshot, error) {
 			out.Processes[h.PID] = p
 		}
 	}
+	addMapped(out.Processes)
 	return out, nil
 }
 

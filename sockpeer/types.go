@@ -223,6 +223,10 @@ type Process struct {
 	// MixedIdentity: a thread has another identity than the first one, which
 	// Identity tells.
 	MixedIdentity bool `json:"mixed_identity,omitempty"`
+	// Mapped are the files of which it has mapped code: its program and its
+	// libraries, each once, as /proc/PID/maps names them; nil: not known. Only
+	// a scan tells it.
+	Mapped []string `json:"mapped,omitempty"`
 }
 
 // Pending tells of clients outside of the tree that wait in the backlog of a

@@ -75,6 +75,7 @@ func TestScanShowsSSSD(t *testing.T) {
 			}
 			var scan struct {
 				Connections []struct {
+					Is      string
 					Peer    struct{ Name string }
 					Verdict struct{ Action, Rule, Busy string }
 				}
@@ -88,6 +89,9 @@ func TestScanShowsSSSD(t *testing.T) {
 			for _, c := range scan.Connections {
 				if c.Peer.Name != nssPipe || c.Verdict.Action != "reconnect" || c.Verdict.Rule != "sssd" || c.Verdict.Busy != "" {
 					t.Errorf("%s: %+v", when, c)
+				}
+				if want := "sssd, name service (nss pipe), opened by libnss_sss.so.2"; c.Is != want {
+					t.Errorf("%s: it is said to be %q, expected %q", when, c.Is, want)
 				}
 			}
 		}

@@ -21,9 +21,11 @@ func newRules(o *options) *cobra.Command {
 		Short: "Show the rules in force, or check a file of rules",
 		Long: `Print the rules in force, in the order in which they are tried: those of the
 configuration file, those of rules.d beside it, then the built-in ones. The first
-rule that matches a connection decides. As YAML it is a configuration file with
-each rule's origin and reason as a comment: a start for rules of one's own (give
-those that are kept another name).`,
+rule that matches a connection decides. Built-in rules are explained: what the
+clients of such a daemon do, what the rule costs them, why it is as it is, and
+where that is known from; neighbours often share it. As YAML it is a configuration
+file with each rule's origin and explanation as a comment: a start for rules of
+one's own (give those that are kept another name).`,
 		Example: `  criuhook rules
   criuhook rules -o yaml
   criuhook rules check /etc/criuhook/rules.d/proxy.yaml`,
@@ -100,8 +102,10 @@ func printRules(w io.Writer, set *rule.Set) error {
 		b.WriteString(lines[i+1])
 		b.WriteString(wrap(onRestore(r), "    "))
 		// Neighbours often share a reason; the last one gives it.
-		if i+1 == len(set.Rules) || set.Rules[i+1].Why != r.Why {
-			b.WriteString(wrap(r.Why, "    "))
+		if i+1 == len(set.Rules) || !set.Rules[i+1].SameReasons(r) {
+			for _, x := range r.Reasons() {
+				b.WriteString(hang(x.Title+": "+x.Text, "    ", "      "))
+			}
 		}
 	}
 	fmt.Fprintf(&b, "\nwith no rule: outbound connections: %s (unknown), inbound connections: %s (inbound)\n", set.Unknown, set.Inbound)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -25,6 +26,8 @@ them, who is at the other end, whether they are in use, which rule matches, and
 what a dump would do now: reconnect, hangup, wait (busy, and the rule gives it
 time) or refuse. For each refusal it says why, and what would allow it. DIR is out
 for a connection that a process of the tree made; NAME is what it is connected to.
+The line below each says what that is, and which of the libraries that the process
+has mapped opened it.
 
 Without --pid every process is looked at as if it, with all that descend from
 it, were to be dumped. The processes are not touched. It needs root.`,
@@ -103,7 +106,13 @@ func printScan(w io.Writer, pid int, p *plan.Plan) error {
 		t.add(fmt.Sprint(d.Holder.PID), who, fds, c.Type.String(), dir(c), name(c), owner(c.Peer), uid(c.Peer.UID),
 			state(d), by, d.Action.String())
 	}
-	text := t.String()
+	var text string
+	for i, line := range strings.SplitAfter(t.String(), "\n") {
+		text += line
+		if 0 < i && i <= len(p.Decisions) {
+			text += wrap(p.Decisions[i-1].Is.String(), "    ")
+		}
+	}
 	if notes := p.Explain(); notes != "" {
 		text += "\n" + notes
 	}

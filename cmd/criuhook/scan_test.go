@@ -168,6 +168,14 @@ func TestScan(t *testing.T) {
 		t.Errorf("want %s, idle:\n%s", fds, table)
 	}
 	checkWidth(t, table)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("unknown: %s (process %d) at %s", exe, os.Getpid(), shown); c.Is != want || c.Daemon != "" ||
+		!strings.Contains(strings.Join(strings.Fields(table), " "), want) {
+		t.Errorf("it is said to be %q, expected %q:\n%s", c.Is, want, table)
+	}
 
 	if _, err := conn.Write([]byte("x")); err != nil {
 		t.Fatal(err)

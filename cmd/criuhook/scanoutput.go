@@ -21,6 +21,9 @@ type (
 	}
 	scanConnection struct {
 		Inode      uint32       `json:"inode"`
+		Is         string       `json:"is"`
+		Daemon     string       `json:"daemon,omitempty"`
+		Libraries  []string     `json:"libraries,omitempty"`
 		Type       string       `json:"type"`
 		Direction  string       `json:"direction"`
 		State      string       `json:"state"`
@@ -71,7 +74,8 @@ func newScanOutput(pid int, snap *sockpeer.Snapshot, p *plan.Plan) scanOutput {
 		d := &p.Decisions[i]
 		c := &d.Connection
 		o := scanConnection{
-			Inode: c.Inode, Type: c.Type.String(), Direction: c.Direction.String(), State: state(d),
+			Inode: c.Inode, Is: d.Is.String(), Daemon: d.Is.Daemon, Libraries: d.Is.Libraries,
+			Type: c.Type.String(), Direction: c.Direction.String(), State: state(d),
 			Name: c.Name.String(), Netns: c.Netns, RecvQueue: c.RecvQueue, SendQueue: c.SendQueue,
 			HalfClosed: c.Shutdown != 0,
 			Peer:       newPeer(c.Peer.Inode, c.Peer.Name, c.Peer.PID, c.Peer.UID, c.Peer.Exe),

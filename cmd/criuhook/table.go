@@ -129,13 +129,16 @@ func quoted(s string) string {
 }
 
 // wrap breaks text into lines of at most the table's width, each indented.
-func wrap(text, indent string) string {
+func wrap(text, indent string) string { return hang(text, indent, indent) }
+
+// hang is wrap with another indent of the first line.
+func hang(text, indent, others string) string {
 	var b strings.Builder
 	line := ""
 	for _, word := range strings.Fields(ascii(text)) {
 		if line != "" && len(indent)+len(line)+1+len(word) > tableWidth {
 			b.WriteString(indent + line + "\n")
-			line = ""
+			line, indent = "", others
 		}
 		if line != "" {
 			line += " "

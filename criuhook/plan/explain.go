@@ -17,7 +17,11 @@ var rulesDir = rule.Dir(rule.DefaultConfig)
 
 // String is the decision in one line, for logs.
 func (d *Decision) String() string {
-	s := fmt.Sprintf("%s: %s to %s: %s (%s)", d.where(), d.what(), d.peer(), d.Action, d.ruleName())
+	to := d.peer()
+	if d.Is.Daemon != "" {
+		to += " [" + d.Is.String() + "]"
+	}
+	s := fmt.Sprintf("%s: %s to %s: %s (%s)", d.where(), d.what(), to, d.Action, d.ruleName())
 	if d.Reason != "" {
 		return s + ": " + d.Reason
 	}
@@ -58,6 +62,9 @@ func (d *Decision) head() string {
 	fmt.Fprintf(&b, "%s: %s: %s\n", d.where(), d.what(), d.Action)
 	for _, h := range d.Connection.Holders[min(1, len(d.Connection.Holders)):] {
 		fmt.Fprintf(&b, "  also:   process %d fd %d\n", h.PID, h.FD)
+	}
+	if d.Is.Telling() {
+		fmt.Fprintf(&b, "  is:     %s\n", d.Is)
 	}
 	fmt.Fprintf(&b, "  peer:   %s\n", d.peer())
 	if d.Connection.Name != "" {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"criuhook/criuhook/known"
 	"criuhook/criuhook/rule"
 	"criuhook/sockpeer"
 )
@@ -21,7 +22,7 @@ func Make(snap *sockpeer.Snapshot, rules *rule.Set) *Plan {
 }
 
 func decide(c *sockpeer.Connection, snap *sockpeer.Snapshot, rules *rule.Set) Decision {
-	d := Decision{Connection: *c, Busy: c.Busy()}
+	d := Decision{Connection: *c, Is: known.Describe(c, snap.Processes), Busy: c.Busy()}
 	if len(c.Holders) > 0 {
 		d.Holder = snap.Processes[c.Holders[0].PID]
 	}

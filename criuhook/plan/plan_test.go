@@ -180,7 +180,7 @@ func TestEmpty(t *testing.T) {
 
 // What a refusal advises must lift it.
 func TestAdvice(t *testing.T) {
-	for _, name := range []sockpeer.Name{"/run/d", "\x00odd*\xff\n", "/run/dbus/system_bus_socket", "relative", ""} {
+	for _, name := range []sockpeer.Name{"/run/d", "\x00odd*\xff\n", "/run/dbus/system_bus_socket", "/run/systemd/journal/stdout", "relative", ""} {
 		snap := snapshot(func(c *sockpeer.Connection, _ map[int]sockpeer.Process) { c.Peer.Name = name })
 		before := plan.Make(snap, &rule.Set{Rules: rule.BuiltIn()})
 		if len(before.Refused()) != 1 {
@@ -240,6 +240,24 @@ process 11 (child) fd 6: outbound unix stream connection, inode 79: refuse
 	line := p.Decisions[0].String()
 	if strings.Contains(line, "\n") || line != `process 10 (a\x1bpp) fd 3: outbound unix stream connection, inode 77 to /run/d (process 5, /usr/sbin/d, uid 0): refuse (no rule): no rule covers it, and unknown is refuse` {
 		t.Error(line)
+	}
+}
+
+// TestExplainKnown: a refusal says what the connection is, where that is known.
+func TestExplainKnown(t *testing.T) {
+	snap := snapshot(func(c *sockpeer.Connection, procs map[int]sockpeer.Process) {
+		c.Peer.Name = "/run/dbus/system_bus_socket"
+		p := procs[10]
+		p.Mapped = []string{"/usr/lib/libdbus-1.so.3.38.3"}
+		procs[10] = p
+	})
+	p := plan.Make(snap, &rule.Set{Rules: rule.BuiltIn()})
+	const is = "D-Bus, system bus, opened by libdbus-1.so.3"
+	if got := p.Explain(); !strings.Contains(got, ": refuse\n  is:     "+is+"\n  peer:   ") {
+		t.Error(got)
+	}
+	if got := p.Decisions[0].String(); !strings.Contains(got, "uid 0) ["+is+"]: refuse (rule dbus-system, built-in): ") {
+		t.Error(got)
 	}
 }
 

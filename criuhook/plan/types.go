@@ -7,6 +7,7 @@ package plan
 import (
 	"time"
 
+	"criuhook/criuhook/known"
 	"criuhook/criuhook/rule"
 	"criuhook/sockpeer"
 )
@@ -16,6 +17,8 @@ type Decision struct {
 	Connection sockpeer.Connection
 	// Holder is the process of the first holder.
 	Holder sockpeer.Process
+	// Is tells in people's words what the connection is.
+	Is known.Description
 	// Rule is the rule that matched; nil: none did.
 	Rule *rule.Rule
 	// Action is Wait for a busy connection that the rule gives time: the

@@ -7,34 +7,13 @@ import "criuhook/sockpeer"
 // BuiltInSource is the Source of the built-in rules.
 const BuiltInSource = "built-in"
 
-// What the clients do was measured with sssd 2.10, samba 4.22, nscd 2.41,
-// nslcd 0.9, dbus 1.16; lwmsg is the protocol of PBIS and Likewise.
-const (
-	whySSSD = "libnss_sss asks again over whatever connection it finds, the pam and sudo services expect the " +
-		"version exchange first. A request under way would block for a minute and a half, so a busy connection is hung up."
-	whyNSCD = "glibc opens a connection for each request and asks the sources itself when it is gone; " +
-		"there is no greeting."
-	whyLWMsg = "With the protocol's greeting made anew the client loses no call; without it it stays busy for ever. " +
-		"A call under way would hang, so a busy connection is hung up."
-	whyPBISOther = "The client may hold a handle of the server, which no new connection brings back; " +
-		"after a hangup it connects anew by itself and loses no call."
-	whyLikewise = "Old Likewise speaks another greeting; after a hangup the client connects anew by itself."
-	whyWinbind  = "libnss_winbind takes a new connection as it is, without any greeting."
-	whyNSLCD    = "The client opens a connection for each request; after a hangup that request fails at once and the next one works."
-	whyUserDB   = "nss-systemd opens a varlink connection for each request; after a hangup the next lookup opens a new one."
-	whyAvahi    = "nss-mdns opens a connection for each request; after a hangup the next lookup opens a new one."
-	whyLog      = "A log socket is a datagram socket that holds no state: syslog() and the journal's client go on over a new connection."
-	whyDBus     = "On a new connection the bus gives another unique name. Choose: idle: hangup (most D-Bus libraries then end the process), " +
-		"or idle: reconnect with prelude: dbus (calls work again, but the unique name, the names it owned and its match rules are gone)."
-)
-
 // BuiltIn returns the built-in rules in order, a fresh copy each time. They
 // do not ask for the listener's uid: sssd, for one, need not run as root. A
 // restore compares it with the recorded one all the same.
 func BuiltIn() []Rule {
 	var rules []Rule
-	add := func(name, path, why string, t sockpeer.Type, idle Action, prelude string) {
-		r := Rule{Name: name, Path: path, Type: &t, Idle: idle, Why: why, Source: BuiltInSource}
+	add := func(name, path string, why reasons, t sockpeer.Type, idle Action, prelude string) {
+		r := Rule{Name: name, Path: path, Type: &t, Idle: idle, Why: why.why, About: why.About, Source: BuiltInSource}
 		if idle != Refuse {
 			r.Busy = Hangup
 		}
@@ -43,49 +22,52 @@ func BuiltIn() []Rule {
 		}
 		rules = append(rules, r)
 	}
-	reconnect := func(name, path, prelude, why string) {
+	reconnect := func(name, path, prelude string, why reasons) {
 		add(name, path, why, sockpeer.Stream, Reconnect, prelude)
 	}
-	datagrams := func(name, path, why string) { add(name, path, why, sockpeer.Dgram, Reconnect, "none") }
-	hangup := func(name, path, why string) { add(name, path, why, sockpeer.Stream, Hangup, "") }
-	refuse := func(name, path, why string) { add(name, path, why, sockpeer.Stream, Refuse, "") }
+	datagrams := func(name, path string) { add(name, path, aboutLog, sockpeer.Dgram, Reconnect, "none") }
+	hangup := func(name, path string, why reasons) { add(name, path, why, sockpeer.Stream, Hangup, "") }
+	refuse := func(name, path string, why reasons) { add(name, path, why, sockpeer.Stream, Refuse, "") }
 
 	// Of private/ only pam: its other sockets (sbus-*) join the parts of
 	// sssd itself and speak D-Bus.
-	reconnect("sssd", "/var/lib/sss/pipes/*", "sssd", whySSSD)
-	reconnect("sssd-private-pam", "/var/lib/sss/pipes/private/pam", "sssd", whySSSD)
+	reconnect("sssd", "/var/lib/sss/pipes/*", "sssd", aboutSSSD)
+	reconnect("sssd-private-pam", "/var/lib/sss/pipes/private/pam", "sssd", aboutSSSD)
 
-	reconnect("nscd", "/run/nscd/socket", "none", whyNSCD)
-	reconnect("nscd-var-run", "/var/run/nscd/socket", "none", whyNSCD)
+	// unscd listens at the same name.
+	reconnect("nscd", "/run/nscd/socket", "none", aboutNSCD)
+	reconnect("nscd-var-run", "/var/run/nscd/socket", "none", aboutNSCD)
 
-	reconnect("pbis-lsassd", "/var/lib/pbis/.lsassd", "lwmsg", whyLWMsg)
-	reconnect("pbis-netlogond", "/var/lib/pbis/.netlogond", "lwmsg", whyLWMsg)
-	reconnect("pbis-eventlog", "/var/lib/pbis/.eventlog", "lwmsg", whyLWMsg)
-	hangup("pbis-other", "/var/lib/pbis/.*", whyPBISOther)
-	hangup("likewise", "/var/lib/likewise/.*", whyLikewise)
-	hangup("likewise-open", "/var/lib/likewise-open/.*", whyLikewise)
+	reconnect("pbis-lsassd", "/var/lib/pbis/.lsassd", "lwmsg", aboutLSASS)
+	reconnect("pbis-netlogond", "/var/lib/pbis/.netlogond", "lwmsg", aboutLWMsg)
+	reconnect("pbis-eventlog", "/var/lib/pbis/.eventlog", "lwmsg", aboutLWMsg)
+	hangup("pbis-other", "/var/lib/pbis/.*", aboutPBISOther)
+	hangup("likewise", "/var/lib/likewise/.*", aboutLikewise)
+	hangup("likewise-open", "/var/lib/likewise-open/.*", aboutLikewise)
 
-	reconnect("winbind", "/run/samba/winbindd/pipe", "none", whyWinbind)
-	reconnect("winbind-var-run", "/var/run/samba/winbindd/pipe", "none", whyWinbind)
-	reconnect("winbind-privileged", "/var/lib/samba/winbindd_privileged/pipe", "none", whyWinbind)
+	reconnect("winbind", "/run/samba/winbindd/pipe", "none", aboutWinbind)
+	reconnect("winbind-var-run", "/var/run/samba/winbindd/pipe", "none", aboutWinbind)
+	reconnect("winbind-privileged", "/var/lib/samba/winbindd_privileged/pipe", "none", aboutWinbind)
 
-	hangup("nslcd", "/run/nslcd/socket", whyNSLCD)
-	hangup("nslcd-var-run", "/var/run/nslcd/socket", whyNSLCD)
-	hangup("systemd-userdb", "/run/systemd/userdb/*", whyUserDB)
-	hangup("avahi", "/run/avahi-daemon/socket", whyAvahi)
-	hangup("avahi-var-run", "/var/run/avahi-daemon/socket", whyAvahi)
+	hangup("nslcd", "/run/nslcd/socket", aboutNSLCD)
+	hangup("nslcd-var-run", "/var/run/nslcd/socket", aboutNSLCD)
+	hangup("systemd-userdb", "/run/systemd/userdb/*", aboutUserDB)
+	hangup("avahi", "/run/avahi-daemon/socket", aboutAvahi)
+	hangup("avahi-var-run", "/var/run/avahi-daemon/socket", aboutAvahi)
 
-	// Not /run/systemd/journal/stdout: such a stream begins with lines that
-	// say whose log it is, which nobody but its first owner knows.
-	datagrams("syslog", "/dev/log", whyLog)
-	datagrams("journald-dev-log", "/run/systemd/journal/dev-log", whyLog)
-	datagrams("journald", "/run/systemd/journal/socket", whyLog)
-	datagrams("journald-syslog", "/run/systemd/journal/syslog", whyLog)
+	datagrams("syslog", "/dev/log")
+	datagrams("journald-dev-log", "/run/systemd/journal/dev-log")
+	datagrams("journald", "/run/systemd/journal/socket")
+	datagrams("journald-syslog", "/run/systemd/journal/syslog")
+	refuse(stdoutRule, "/run/systemd/journal/stdout", aboutStdout)
 
-	refuse("dbus-system", "/run/dbus/system_bus_socket", whyDBus)
-	refuse("dbus-system-var-run", "/var/run/dbus/system_bus_socket", whyDBus)
-	refuse("dbus-session", "/run/user/*/bus", whyDBus)
-	refuse("dbus-session-abstract", "@/tmp/dbus-*", whyDBus)
-	refuse("dbus-session-tmp", "/tmp/dbus-*", whyDBus)
+	refuse("dbus-system", "/run/dbus/system_bus_socket", aboutDBus)
+	refuse("dbus-system-var-run", "/var/run/dbus/system_bus_socket", aboutDBus)
+	refuse("dbus-session", "/run/user/*/bus", aboutDBus)
+	refuse("dbus-session-abstract", "@/tmp/dbus-*", aboutDBus)
+	refuse("dbus-session-tmp", "/tmp/dbus-*", aboutDBus)
 	return rules
 }
+
+// stdoutRule is the one whose streams cannot be made again.
+const stdoutRule = "journald-stdout"

@@ -47,6 +47,9 @@ func TestBuiltIn(t *testing.T) {
 		{"/run/avahi-daemon/socket", sockpeer.Stream, rule.Hangup, ""},
 		{"/dev/log", sockpeer.Dgram, rule.Reconnect, "none"},
 		{"/run/systemd/journal/dev-log", sockpeer.Dgram, rule.Reconnect, "none"},
+		{"/run/systemd/journal/socket", sockpeer.Dgram, rule.Reconnect, "none"},
+		{"/run/systemd/journal/syslog", sockpeer.Dgram, rule.Reconnect, "none"},
+		{"/run/systemd/journal/stdout", sockpeer.Stream, rule.Refuse, ""},
 		{"/run/dbus/system_bus_socket", sockpeer.Stream, rule.Refuse, ""},
 		{"/run/user/1000/bus", sockpeer.Stream, rule.Refuse, ""},
 		{"\x00/tmp/dbus-Ab1", sockpeer.Stream, rule.Refuse, ""},
@@ -58,7 +61,7 @@ func TestBuiltIn(t *testing.T) {
 			t.Errorf("%q: %+v", tt.name, r)
 		}
 	}
-	for _, name := range []string{"/run/systemd/journal/stdout", "/dev/log", "/var/lib/sss/pipes/private/sbus-monitor", "@/tmp/dbus-1", "", "\x00"} {
+	for _, name := range []string{"/dev/log", "/var/lib/sss/pipes/private/sbus-monitor", "@/tmp/dbus-1", "", "\x00"} {
 		if r := set.Match(to(name)); r != nil {
 			t.Errorf("%q falls under %s", name, r.Name)
 		}
@@ -187,6 +190,13 @@ func TestSnippetText(t *testing.T) {
 `
 	if got := rule.Snippet(to("/run/proxy/a.sock")); got != want {
 		t.Errorf("got\n%s", got)
+	}
+	half := to("/run/proxy/a.sock")
+	half.Shutdown = 1
+	for c, why := range map[*sockpeer.Connection]string{half: "half closed", to("/run/systemd/journal/stdout"): "EPIPE"} {
+		if got := rule.Snippet(c); !strings.Contains(got, "    idle: hangup ") || !strings.Contains(got, why) {
+			t.Errorf("got\n%s", got)
+		}
 	}
 	if got := rule.Snippet(to("/run/user/0/bus")); !strings.Contains(got, "    prelude: dbus\n") || !strings.Contains(got, "match rules are lost") {
 		t.Errorf("got\n%s", got)

@@ -222,7 +222,7 @@ func again(t *testing.T, set *rule.Set) {
 	want := append([]rule.Rule(nil), set.Rules...)
 	for _, rules := range [][]rule.Rule{want, got.Rules} {
 		for i := range rules {
-			rules[i].Source, rules[i].Why = "", ""
+			rules[i].Source, rules[i].Why, rules[i].About = "", "", rule.About{}
 		}
 	}
 	if len(want) == 0 {

@@ -42,7 +42,11 @@ func Snippet(c *sockpeer.Connection) string {
 		b.WriteString("    idle: hangup        # the other side connects again\n")
 	case r.Path == "" || r.UID == nil:
 		b.WriteString("    idle: hangup        # a new connection is not possible: the listener's name or user is not known\n")
-	case isDBus(c):
+	case isBuiltIn(c, stdoutRule):
+		b.WriteString("    idle: hangup        # what is printed later is lost: EPIPE, or SIGPIPE\n")
+	case c.Shutdown != 0:
+		b.WriteString("    idle: hangup        # it is half closed, which a new connection would not be\n")
+	case isBuiltIn(c, "dbus-"):
 		b.WriteString("    idle: reconnect     # unique name, owned names and match rules are lost; or hangup, without prelude\n" +
 			"    prelude: dbus\n")
 	default:
@@ -92,8 +96,8 @@ func ruleNameFrom(s string) string {
 	return s
 }
 
-// isDBus: c falls under a built-in rule for a message bus.
-func isDBus(c *sockpeer.Connection) bool {
+// isBuiltIn: c falls under a built-in rule whose name begins so.
+func isBuiltIn(c *sockpeer.Connection, name string) bool {
 	r := (&Set{Rules: BuiltIn()}).Match(c)
-	return r != nil && strings.HasPrefix(r.Name, "dbus-")
+	return r != nil && strings.HasPrefix(r.Name, name)
 }

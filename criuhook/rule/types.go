@@ -55,6 +55,18 @@ func (a Absent) String() string {
 // MarshalText makes an Absent readable in JSON and YAML.
 func (a Absent) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
+// About explains a built-in rule to people: "criuhook rules" and docs/rules.md
+// show it.
+type About struct {
+	// Client is what the clients of such a daemon do with their connections.
+	Client string
+	// Cost is what the rule's actions cost the application.
+	Cost string
+	// Known is where all that is known from: sources, and the tests that
+	// observed it.
+	Known string
+}
+
 // Rule says which connections, and what to do with them. A zero value of a
 // condition matches everything.
 type Rule struct {
@@ -77,8 +89,10 @@ type Rule struct {
 	Timeout time.Duration
 	Absent  Absent
 
-	// Why is shown by a refusal and by "criuhook rules".
+	// Why this action: shown by a refusal and by "criuhook rules".
 	Why string
+	// About is what more is known, of built-in rules.
+	About About
 	// Source is the file and line of the rule, or "built-in".
 	Source string
 }

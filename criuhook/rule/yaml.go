@@ -19,6 +19,7 @@ func (s *Set) YAML() ([]byte, error) {
 		fmt.Fprintf(&b, "criu: %s\n", quote(s.CRIU))
 	}
 	b.WriteString("rules:\n")
+	var explained *Rule
 	for i := range s.Rules {
 		r := &s.Rules[i]
 		if !ruleName.MatchString(r.Name) {
@@ -28,7 +29,14 @@ func (s *Set) YAML() ([]byte, error) {
 			b.WriteByte('\n')
 		}
 		comment(&b, r.Source)
-		comment(&b, r.Why)
+		if reasons := r.Reasons(); explained != nil && len(reasons) > 0 && r.SameReasons(explained) {
+			comment(&b, "Explained at "+explained.Name+".")
+		} else {
+			for _, x := range reasons {
+				comment(&b, x.Title+": "+x.Text)
+			}
+			explained = r
+		}
 		r.yaml(&b)
 	}
 	fmt.Fprintf(&b, "\nunknown: %s\ninbound: %s\n", s.Unknown, s.Inbound)
