@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -215,7 +216,36 @@ func (c *Connector) connectOnce(ctx context.Context, sock *Socket, to Name) (pid
 	if err != nil || c.PID == 0 {
 		return os.Getpid(), err
 	}
-	return c.connectAsPID(sock, at)
+	if leave, ok := takeTurn(ctx, c.PID); ok {
+		defer leave()
+		return c.connectAsPID(sock, at)
+	}
+	return c.connectHereAs(sock, at)
+}
+
+// turns has, for each pid that somebody connects under, a channel that holds
+// one token: there is one process of a pid.
+var turns sync.Map
+
+// takeTurn waits until nobody else connects under the pid. It gives up while
+// there is time left to connect without: on a machine that is swamped the pid
+// is what can be done without.
+func takeTurn(ctx context.Context, pid int) (leave func(), ok bool) {
+	v, _ := turns.LoadOrStore(pid, make(chan struct{}, 1))
+	turn := v.(chan struct{})
+	var late <-chan time.Time
+	if end, ok := ctx.Deadline(); ok {
+		timer := time.NewTimer(time.Until(end) / 2)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, true
+	case <-late:
+	case <-ctx.Done():
+	}
+	return nil, false
 }
 
 // connectAsPID connects under the pid, or, where that cannot be, under ours.
@@ -243,6 +273,11 @@ func (c *Connector) connectAsPID(sock *Socket, at Name) (pid int, err error) {
 	if !errors.Is(err, child.ErrNotStarted) {
 		return c.PID, err
 	}
+	return c.connectHereAs(sock, at)
+}
+
+// connectHereAs connects under our own pid.
+func (c *Connector) connectHereAs(sock *Socket, at Name) (pid int, err error) {
 	return os.Getpid(), c.As.Do(func() error { return connectRaw(sock.fd, at, connectHere) })
 }
 
