@@ -144,6 +144,7 @@ func crac(t *testing.T, u User, leaveRunning bool) {
 			if w == byDropin {
 				a.wantCRaCConnection(t, srv, len(before), u)
 			}
+			noCRIULeft(t)
 			nothingLeft(t) // while the helper waits, too
 			if err := e.end(a); err != nil {
 				t.Fatal(err)

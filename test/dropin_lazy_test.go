@@ -53,6 +53,7 @@ func TestDropinLazyPages(t *testing.T) {
 	if outcomes[0] != outcomes[1] {
 		t.Errorf("the drop-in:\n%s\nstock CRIU:\n%s", outcomes[1], outcomes[0])
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 

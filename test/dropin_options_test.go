@@ -110,6 +110,7 @@ func TestDropinOptions(t *testing.T) {
 			}
 		})
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 

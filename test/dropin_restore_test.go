@@ -40,6 +40,7 @@ func TestDropinRestores(t *testing.T) {
 	for _, line := range []string{"--version", "dump", restore + "-d", dumps + "-o other.log", restore + "--exec-cmd -- true", "check", "dump -t PID -D missing"} {
 		b.alike(t, trial{line: line, verb: true})
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 
@@ -60,6 +61,7 @@ func TestDropinPages(t *testing.T) {
 	} {
 		b.alike(t, tr)
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 
@@ -74,6 +76,7 @@ func TestDropinTerminal(t *testing.T) {
 	if outcomes[0] != outcomes[1] || !strings.Contains(outcomes[0], "fd 1 is the terminal") {
 		t.Errorf("the drop-in: %s\nstock CRIU: %s", outcomes[1], outcomes[0])
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 

@@ -56,6 +56,7 @@ func TestDropinUsage(t *testing.T) {
 	} {
 		b.alike(t, tr)
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 
@@ -105,6 +106,7 @@ func TestDropinConfigFiles(t *testing.T) {
 			b.alike(t, trial{line: both + line, files: named})
 		}
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 
@@ -121,6 +123,7 @@ func TestDropinOtherCommands(t *testing.T) {
 		"exec", "exec -t PID", "show", "show x",
 		"swrk", "swrk 0", "swrk 77", "swrk x", "swrk 1 2", "-D images swrk 77", "swrk 3", "swrk --nonsense 3",
 	)
+	noCRIULeft(t)
 	nothingLeft(t)
 }
 
@@ -132,5 +135,6 @@ func TestDropinScripts(t *testing.T) {
 			b.alike(t, trial{line: both + " --action-script /tmp/trial/script2 --action-script /tmp/trial/script", env: "FAIL_STAGE=" + stage})
 		}
 	}
+	noCRIULeft(t)
 	nothingLeft(t)
 }

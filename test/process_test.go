@@ -298,6 +298,27 @@ func ours() (left []string, traced []string) {
 	return left, traced
 }
 
+// noCRIULeft checks that every CRIU has ended. One that has not is killed, for
+// the tests that follow.
+func noCRIULeft(t testing.TB) {
+	t.Helper()
+	var left []string
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		left = nil
+		for _, pid := range running("criu") {
+			args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			left = append(left, fmt.Sprintf("%d %s %s", pid, stateOf(pid), strings.ReplaceAll(string(args), "\x00", " ")))
+		}
+		if len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("CRIU is left running: %q", left)
+	for _, pid := range running("criu") {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
 // nothingLeft checks that no process of ours lives on and nobody is traced.
 func nothingLeft(t testing.TB) {
 	t.Helper()

@@ -118,7 +118,9 @@ func running(comm string) (pids []int) {
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == comm {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-			pids = append(pids, pid)
+			if stateOf(pid) != "Z" { // ended, and not yet waited for
+				pids = append(pids, pid)
+			}
 		}
 	}
 	return pids
