@@ -103,8 +103,12 @@ func TestInheritedPIDTaken(t *testing.T) {
 // sleepAs starts a process with a pid.
 func sleepAs(t testing.TB, pid int) int {
 	t.Helper()
+	const lastPID = "/proc/sys/kernel/ns_last_pid"
+	// Afterwards as before: new threads of this test must not take the pids of
+	// the application's.
+	defer os.WriteFile(lastPID, []byte(strings.TrimSpace(contentsOf(lastPID))), 0)
 	for range 1000 {
-		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, pid-1), 0); err != nil {
+		if err := os.WriteFile(lastPID, fmt.Append(nil, pid-1), 0); err != nil {
 			t.Fatal(err)
 		}
 		p := start(t, root, nil, "sleep", "1000")

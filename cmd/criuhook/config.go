@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"criuhook/criuhook/rule"
 )
 
@@ -20,8 +22,26 @@ func environment(name string) string {
 	return os.Getenv(name)
 }
 
-// elevated: we run set-user-id or set-group-id.
-func elevated() bool { return os.Geteuid() != os.Getuid() || os.Getegid() != os.Getgid() }
+// elevated: we run set-user-id or set-group-id, or have file capabilities, with
+// rights that our caller may not have.
+func elevated() bool {
+	return os.Geteuid() != os.Getuid() || os.Getegid() != os.Getgid() || secure()
+}
+
+// secure reports what the kernel says of the exec (AT_SECURE in getauxval(3)).
+func secure() bool {
+	const atSecure = 23
+	vector, err := unix.Auxv()
+	if err != nil {
+		return false
+	}
+	for _, v := range vector {
+		if v[0] == atSecure {
+			return v[1] != 0
+		}
+	}
+	return false
+}
 
 // environmentPath reads a variable of ours that names a file. CRIU starts
 // scripts, and those start processes, in directories of their own choice.

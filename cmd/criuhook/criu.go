@@ -25,7 +25,7 @@ func runCRIU(ctx context.Context, arg0 string, args []string) int {
 		fmt.Fprintln(os.Stderr, "criuhook: Error:", err)
 		return exitFailed
 	}
-	call := dropin.Call{Arg0: arg0, Args: args, Rules: configuration{}.load, Log: log, CRIULog: criuLog, Version: version}
+	call := dropin.Call{Arg0: arg0, Args: args, Rules: configuration{}.load, Log: log, CRIULog: criuLog, Version: version, Again: again()}
 	if call.CRIU, err = findCRIU(log, "", configuration{}); err == nil {
 		call.Self, err = os.Executable()
 	}
@@ -98,16 +98,20 @@ criu in PATH and the sbin directories that is not criuhook.`,
 
 // newRelease is the verb by which the drop-in empties CRIU's fd store.
 func newRelease() *cobra.Command {
-	var criu int
+	var criu, pidfd int
 	cmd := &cobra.Command{
 		Use:    dropin.ReleaseVerb,
 		Short:  "Let go of the sockets that CRIU keeps after a restore (internal)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if pidfd >= 0 {
+				return dropin.ReleaseBy(cmd.Context(), criu, pidfd)
+			}
 			return dropin.Release(cmd.Context(), criu)
 		},
 	}
+	cmd.Flags().IntVar(&pidfd, "pidfd", -1, "a pidfd of it that we inherited")
 	cmd.Flags().IntVar(&criu, "criu-pid", 0, "CRIU's pid")
 	return cmd
 }

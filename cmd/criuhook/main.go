@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 
 	"criuhook/criuhook/action"
 )
@@ -24,7 +25,13 @@ const (
 	exitRefused = 3
 )
 
+// The main goroutine stays on the first thread. If another one executes CRIU, or
+// us anew, PR_SET_PDEATHSIG is lost, by which our caller wants us to end with it
+// (it is a thread's own, see prctl(2)).
+func init() { runtime.LockOSThread() }
+
 func main() {
+	begin()
 	if len(os.Args) == 1 && os.Getenv(action.StageVariable) != "" {
 		os.Exit(runScript(context.Background()))
 	}

@@ -87,8 +87,19 @@ func (o *options) restore(cmd *cobra.Command, line *dropin.Command, detach bool)
 	}
 	// Before the restore: the tree may be told to end as soon as it is there.
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	listen := func() { signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT) }
+	listen()
 	defer signal.Stop(signals)
+	if exec := again(); exec != nil {
+		r.Again = func() error {
+			signal.Stop(signals) // from now on a signal ends us, or is ignored as before
+			defer listen()
+			if len(signals) > 0 {
+				return errors.New("stopped by a signal")
+			}
+			return exec()
+		}
+	}
 	pid, err := r.Run(cmd.Context(), signals)
 	var failed *criurpc.Error
 	switch {
@@ -97,10 +108,13 @@ func (o *options) restore(cmd *cobra.Command, line *dropin.Command, detach bool)
 	case err != nil:
 		return criuFailed(err)
 	}
-	if _, err := fmt.Fprintln(cmd.OutOrStdout(), pid); err != nil {
-		return fmt.Errorf("print the pid %d of the restored process: %w", pid, err)
-	}
-	if detach {
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), pid)
+	switch {
+	case err != nil && detach:
+		return fmt.Errorf("process %d is restored and runs, but its pid could not be printed: %w", pid, err)
+	case err != nil:
+		r.Log.Warnf("process %d is restored and runs, but its pid could not be printed: %v", pid, err)
+	case detach:
 		return nil
 	}
 	return awaitTree(pid, signals)

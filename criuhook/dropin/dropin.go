@@ -48,6 +48,9 @@ type Call struct {
 	Log     *logrus.Logger
 	CRIULog *swrk.CRIULog
 	Version string
+	// Again executes this program anew, with these arguments, if it was not
+	// already. nil: it is not to be.
+	Again func() error
 }
 
 // Run does what CRIU would do and returns CRIU's exit status, if it returns
@@ -155,32 +158,49 @@ func (c *Call) restore(ctx context.Context, cmd *Command) error {
 	if cmd.ExtUnixSk {
 		r.LeaveDatagrams()
 	}
+	socks, err := c.inherit(ctx, cmd, r)
+	if err != nil {
+		return err
+	}
 	var extra []string
-	inherits := false
-	if len(cmd.JoinNS) == 0 {
-		socks, err := r.Inherit(ctx)
+	for _, s := range socks {
+		fd, err := handOver(s, cmd.FDs)
 		if err != nil {
 			return err
 		}
-		for _, s := range socks {
-			fd, err := handOver(s, cmd.FDs)
-			if err != nil {
-				return err
-			}
-			extra = append(extra, "--inherit-fd", fmt.Sprintf("fd[%d]:%s", fd, s.Key))
-		}
-		inherits = len(socks) > 0
+		extra = append(extra, "--inherit-fd", fmt.Sprintf("fd[%d]:%s", fd, s.Key))
 	}
 	if r.InPlace() {
 		extra = append(extra, "--action-script", c.Self)
 	}
-	if inherits && !cmd.Detach {
-		r.StepAside()
-		if err := c.startRelease(); err != nil {
-			return err
-		}
-	}
 	return c.become(cmd.Insert(extra...))
+}
+
+// inherit makes the sockets for CRIU to inherit, and sees to it that it does not
+// keep them.
+func (c *Call) inherit(ctx context.Context, cmd *Command, r *restore.Restore) ([]restore.Inherited, error) {
+	if len(cmd.JoinNS) > 0 {
+		return nil, nil
+	}
+	if r.Connects() {
+		// CRIU, which this process becomes, has no thread of ours. But the daemons
+		// are to see the pids of the images, so none of ours may have them.
+		r.StepAside(c.Again)
+	}
+	socks, err := r.Inherit(ctx)
+	if err != nil || len(socks) == 0 || cmd.Detach {
+		return socks, err
+	}
+	err = c.startRelease(r.MaxPID())
+	switch {
+	case err == nil:
+		return socks, nil
+	case r.TakeBack(socks):
+		c.Log.Warnf("connections are made when their processes exist, as CRIU would keep them: %v", err)
+		return nil, nil
+	}
+	c.Log.Warnf("as long as CRIU runs, daemons do not see that the application closes a connection: %v", err)
+	return socks, nil
 }
 
 // handOver gives a socket a number that survives exec and that the command
@@ -200,16 +220,26 @@ func handOver(s restore.Inherited, used []int) (int, error) {
 }
 
 // startRelease starts the process that runs [Release]. Not as a child: CRIU
-// would wait for it.
-func (c *Call) startRelease() error {
+// would wait for it. Nor under a pid up to most, and without threads before all
+// tasks exist: a number that is to be restored has to be free.
+func (c *Call) startRelease(most int) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
+	pid := os.Getpid()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("open our own process %d: %w", pid, err)
+	}
+	defer unix.Close(pidfd)
+	const self, pidfdThere = "/proc/self/exe", 3
+	gate := child.Gate{PID: pid, PIDFD: pidfdThere, Files: []string{self, c.CRIU}}
 	fd := int(null.Fd())
+	args := []string{"criuhook", ReleaseVerb, "--criu-pid", strconv.Itoa(pid), "--pidfd", strconv.Itoa(pidfdThere)}
 	// No environment: nothing of it is of use, and under a setuid CRIU it is
 	// somebody else's.
-	_, err = child.Orphan(c.Self, []string{"criuhook", ReleaseVerb, "--criu-pid", strconv.Itoa(os.Getpid())}, nil, []int{fd, fd, fd})
+	_, err = child.OrphanBehind(gate, most, self, args, nil, []int{fd, fd, fd, pidfd})
 	return err
 }

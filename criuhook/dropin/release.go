@@ -53,6 +53,12 @@ func Release(ctx context.Context, criu int) error {
 		return fmt.Errorf("open process %d to empty CRIU's fd store in it: %w", criu, err)
 	}
 	defer unix.Close(pidfd)
+	return ReleaseBy(ctx, criu, pidfd)
+}
+
+// ReleaseBy is [Release] for who has a pidfd of the process already, so that no
+// other one is taken for it that has its pid by now.
+func ReleaseBy(ctx context.Context, criu, pidfd int) error {
 	s := &fdStore{pid: criu, pidfd: pidfd, fd: -1}
 	defer s.close()
 	for pause := firstPause; ; pause = min(pause+pause/4, longestPause) {

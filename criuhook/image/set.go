@@ -69,6 +69,7 @@ type Holder struct {
 
 type task struct {
 	pid, ppid int
+	pgid, sid int                         // 0: none that the pid namespace has
 	ids       *criu_core.TaskKobjIdsEntry // nil: a zombie
 	mm        *mm.MmEntry                 // nil: none, or another task's
 	fs        *fsimg.FsEntry
@@ -189,7 +190,7 @@ func (s *Set) loadTasks() error {
 			if err != nil {
 				return err
 			}
-			s.tasks = append(s.tasks, &task{pid: pid, ppid: int(m.GetPpid()), tids: tids})
+			s.tasks = append(s.tasks, &task{pid: pid, ppid: int(m.GetPpid()), pgid: int(m.GetPgid()), sid: int(m.GetSid()), tids: tids})
 			return nil
 		})
 	if err != nil {
@@ -338,14 +339,22 @@ func (s *Set) root() *task {
 	return s.tasks[0]
 }
 
-// MaxPID is the highest pid of any thread in the images.
-func (s *Set) MaxPID() int {
-	most := 0
+// IDs are all numbers that must be free for a restore, in order: those of
+// processes and threads, and of process groups and sessions, whose leaders CRIU
+// makes for the time of the restore if they had ended (pstree.c,
+// prepare_pstree_ids).
+func (s *Set) IDs() []int {
+	var ids []int
 	for _, t := range s.tasks {
-		most = max(most, slices.Max(t.tids))
+		ids = append(append(ids, t.tids...), t.pgid, t.sid)
 	}
-	return most
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	return slices.DeleteFunc(ids, func(id int) bool { return id <= 0 })
 }
+
+// MaxPID is the highest of [Set.IDs].
+func (s *Set) MaxPID() int { return slices.Max(append(s.IDs(), 0)) }
 
 // PIDs are the processes in the images, in CRIU's order.
 func (s *Set) PIDs() []int {

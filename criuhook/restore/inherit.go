@@ -116,9 +116,31 @@ func (r *Restore) connectAll(ctx context.Context, conns []*proto.Connection, soc
 			pid = int(c.Holders[0].Pid)
 		}
 		seen, err := connect(ctx, those[i], c, place{"/", pid}, slots)
-		return r.outcome(those[i], c, seen, int(c.Holders[0].Pid), err)
+		return r.outcome(ctx, those[i], c, seen, int(c.Holders[0].Pid), err)
 	}))
+	if cause := cancelled(ctx); cause != nil {
+		return cause // once, not for each of them
+	}
 	return errors.Join(errs...)
+}
+
+// TakeBack undoes Inherit: it closes these sockets, which are connected in place
+// then. It returns false if they cannot be, and keeps them.
+func (r *Restore) TakeBack(socks []Inherited) bool {
+	if r.half {
+		return false
+	}
+	for _, s := range r.sockets() {
+		for _, in := range socks {
+			if in.Key == inheritKey(s.Inode) {
+				delete(r.inherited, s.Inode)
+			}
+		}
+	}
+	for _, in := range socks {
+		in.Socket.Close()
+	}
+	return true
 }
 
 func (r *Restore) sockets() []image.Socket {
@@ -152,6 +174,18 @@ func ended(s *image.Socket) *image.Socket {
 	dead := *s
 	dead.Queued, dead.Shutdown = 0, 0
 	return &dead
+}
+
+// Connects reports whether there is a connection to make.
+func (r *Restore) Connects() bool { return len(r.reconnects()) > 0 }
+
+// MaxPID is the highest pid that is to be restored; 0: not known, as there is
+// nothing to reconnect.
+func (r *Restore) MaxPID() int {
+	if r.set == nil {
+		return 0
+	}
+	return r.set.MaxPID()
 }
 
 // InPlace reports whether there is work for Reconnect.

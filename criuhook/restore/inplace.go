@@ -74,7 +74,7 @@ func (r *Restore) reconnect(ctx context.Context, c *proto.Connection, pids map[i
 	}
 	defer sock.Close()
 	seen, err := connect(ctx, sock, c, place{root: fmt.Sprintf("/proc/%d/root", pid)}, slots)
-	return r.outcome(sock, c, seen, pid, err)
+	return r.outcome(ctx, sock, c, seen, pid, err)
 }
 
 // dormant opens the restored socket, or returns nil if it is connected.

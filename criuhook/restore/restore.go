@@ -7,11 +7,9 @@
 package restore
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"github.com/sirupsen/logrus"
 
@@ -25,6 +23,7 @@ import (
 // Restore is one restore.
 type Restore struct {
 	log *logrus.Logger
+	dir string
 	set *image.Set
 	rec *proto.Record // nil: nothing is to be done
 	// half: the images are CRIU's alone, and hold half connections, which
@@ -36,7 +35,7 @@ type Restore struct {
 // Open reads the images and the record in dir. rules decide about images that
 // were made without us; nil leaves those to CRIU.
 func Open(dir string, log *logrus.Logger, rules func() (*rule.Set, error)) (*Restore, error) {
-	r := &Restore{log: log, inherited: map[uint32]bool{}}
+	r := &Restore{log: log, dir: dir, inherited: map[uint32]bool{}}
 	rec, err := image.ReadRecord(dir)
 	none := errors.Is(err, image.ErrNoRecord)
 	switch {
@@ -84,26 +83,6 @@ func (r *Restore) rebuild(rules func() (*rule.Set, error)) error {
 	return nil
 }
 
-// lastPID is where the kernel takes the next pid from (pid_namespaces(7)).
-const lastPID = "/proc/sys/kernel/ns_last_pid"
-
-// StepAside keeps new processes and threads of ours, and of CRIU's, from the
-// pids that are to be restored, as far as that can be: the next ones come after
-// them.
-func (r *Restore) StepAside() {
-	if r.rec == nil {
-		return
-	}
-	b, err := os.ReadFile(lastPID)
-	if err != nil {
-		return // not every kernel has it
-	}
-	last, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if most := r.set.MaxPID(); err == nil && last < most {
-		_ = os.WriteFile(lastPID, []byte(strconv.Itoa(most)), 0) // read-only in many a container
-	}
-}
-
 // reconnects are the connections that are to be made anew.
 func (r *Restore) reconnects() []*proto.Connection {
 	var out []*proto.Connection
@@ -117,7 +96,7 @@ func (r *Restore) reconnects() []*proto.Connection {
 
 // outcome says how an attempt ended, and does what the rule says if it failed.
 // want is the process that the daemon should see.
-func (r *Restore) outcome(sock *sockpeer.Socket, c *proto.Connection, seen, want int, err error) error {
+func (r *Restore) outcome(ctx context.Context, sock *sockpeer.Socket, c *proto.Connection, seen, want int, err error) error {
 	if err == nil {
 		as := fmt.Sprintf("reconnected as uid %d", c.GetIdentity().GetUid())
 		if seen != want {
@@ -125,6 +104,9 @@ func (r *Restore) outcome(sock *sockpeer.Socket, c *proto.Connection, seen, want
 		}
 		r.log.Infof("%s: %s", plan.Describe(c), as)
 		return nil
+	}
+	if cause := cancelled(ctx); cause != nil {
+		return fmt.Errorf("%s: %w", plan.Describe(c), cause)
 	}
 	if r.half && errors.Is(err, sockpeer.ErrListener) && c.Reason != "" {
 		err = fmt.Errorf("%w: %s", err, c.Reason)
@@ -136,5 +118,14 @@ func (r *Restore) outcome(sock *sockpeer.Socket, c *proto.Connection, seen, want
 		return fmt.Errorf("%s: %w", plan.Describe(c), errors.Join(err, e))
 	}
 	r.log.Warnf("%s: %v; hung up, as its rule says: the application finds a closed connection", plan.Describe(c), err)
+	return nil
+}
+
+// cancelled returns why nobody wants the restore any more. That the time of a
+// rule is over is no reason.
+func cancelled(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"syscall"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,9 @@ type Restore struct {
 	Leave []string
 	// ExtUnixSk: CRIU's options tell it to connect external sockets.
 	ExtUnixSk bool
+	// Again executes this program anew, if it was not already; it is called while
+	// nothing is done. nil: it is not to be.
+	Again func() error
 }
 
 // Run restores and returns the pid of the root task. A signal stops it as long
@@ -46,7 +50,7 @@ func (r *Restore) Run(ctx context.Context, signals chan os.Signal) (pid int, err
 	if h.plan, err = restore.Open(f.imagesPath(), r.Log, r.Rules); err != nil {
 		return 0, err
 	}
-	h.plan.StepAside()
+	h.plan.StepAside(r.Again)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	done := make(chan struct{})
@@ -64,6 +68,7 @@ func (r *Restore) Run(ctx context.Context, signals chan os.Signal) (pid int, err
 	if len(r.Keep) > 0 {
 		handed = nil // they are among these
 	}
+	raiseLimit(len(files))
 	if h.criu, err = criurpc.Start(r.config(f, handed)); err != nil {
 		return 0, err
 	}
@@ -85,6 +90,18 @@ func stopBy(signals chan os.Signal, done <-chan struct{}, cancel context.CancelC
 		signals <- sig // if the tree is there in spite of it, it is for the tree
 	case <-done:
 	}
+}
+
+// raiseLimit lets CRIU open its libraries beside n inherited descriptors.
+func raiseLimit(n int) {
+	var limit syscall.Rlimit
+	if n == 0 || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return
+	}
+	limit.Cur = limit.Max
+	// Go has done so for itself when it started. Set by the program, it is no
+	// longer undone for children (origRlimitNofile in package syscall).
+	_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 }
 
 func closeAll(files []*os.File) {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -45,6 +46,7 @@ type Args = [6]uintptr
 type call struct {
 	nr   uintptr
 	args Args
+	gate *gate // to wait at instead, if there is one
 }
 
 // Program is a list of system calls. Those that return something of use, other
@@ -52,7 +54,8 @@ type call struct {
 //   - before execve and execveat the signal mask becomes the caller's; Run then
 //     waits for the program, and does not tell how it ended;
 //   - after clone3 the new process goes on with the list, and the child ends.
-//     CLONE_VFORK makes Run wait until the new one has ended or executes a program.
+//     CLONE_VFORK makes Run wait until the new one has ended or executes a program;
+//     else how the new one does is not told.
 type Program struct {
 	calls []call
 	keep  []unsafe.Pointer
@@ -60,7 +63,7 @@ type Program struct {
 
 // Call adds a system call and returns its place in the list.
 func (p *Program) Call(nr uintptr, args Args) int {
-	p.calls = append(p.calls, call{nr, args})
+	p.calls = append(p.calls, call{nr: nr, args: args})
 	return len(p.calls) - 1
 }
 
@@ -85,7 +88,7 @@ func (p *Program) String(s string) (uintptr, error) {
 type result struct {
 	at    int32 // the call that was begun last
 	errno int32 // its error; 0: none
-	pid   int32 // what clone3 returned, if one is in the list
+	pid   int32 // what clone3 returned, if one is in the list, else the child's
 }
 
 // Run makes the calls in a child process, one after the other up to the first
@@ -106,6 +109,14 @@ func (p *Program) Run(pid int) error {
 	}
 	_, err := p.run(pid)
 	return err
+}
+
+// Next is the pid that the kernel has given to a new process, which has ended
+// again: the next process or thread gets one after it (pid_namespaces(7)), and
+// this one is free. It takes less than a millisecond, and no thread.
+func Next() (pid int, err error) {
+	res, err := new(Program).run(0)
+	return int(res.pid), err
 }
 
 // turns has a mutex for each pid that was asked for.
@@ -134,7 +145,11 @@ func (p *Program) run(pid int) (result, error) {
 	}
 	err = p.wait(int(got), res)
 	runtime.KeepAlive(p)
-	return *res, err
+	all := *res
+	if all.pid == 0 {
+		all.pid = int32(got)
+	}
+	return all, err
 }
 
 func startError(pid int, errno syscall.Errno) error {
@@ -159,6 +174,8 @@ func (p *Program) wait(pid int, res *result) error {
 		}
 	}
 	switch {
+	case res.pid != 0 && p.gated():
+		return nil // what the rest of it does is the new process's own business
 	case res.errno != 0:
 		return &CallError{Index: int(res.at), Nr: p.calls[res.at].nr, Errno: syscall.Errno(res.errno)}
 	case ws.Signaled():
@@ -167,4 +184,8 @@ func (p *Program) wait(pid int, res *result) error {
 		return fmt.Errorf("child process %d ended early, in its system call number %d", pid, res.at+1)
 	}
 	return nil
+}
+
+func (p *Program) gated() bool {
+	return slices.ContainsFunc(p.calls, func(c call) bool { return c.gate != nil })
 }

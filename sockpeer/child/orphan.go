@@ -17,14 +17,44 @@ import (
 // others. Signals that we ignore it ignores. Its soft RLIMIT_NOFILE is ours,
 // which Go raises when it starts.
 func Orphan(path string, argv, env []string, fds []int) (pid int, err error) {
-	res, err := orphan(path, argv, env, fds)
+	return started(path)(orphan(0, nil, path, argv, env, fds))
+}
+
+// OrphanBehind is [Orphan], but returns as soon as the process exists, which
+// executes the program when the gate lets it through, and tells nobody if that
+// fails. Its pid is above least, if one is free soon after it and we may choose
+// (see [Program.Run]), else any.
+func OrphanBehind(g Gate, least int, path string, argv, env []string, fds []int) (pid int, err error) {
+	at, err := g.prepare()
 	if err != nil {
 		return 0, fmt.Errorf("start %s in the background: %w", path, err)
 	}
-	return int(res.pid), nil
+	for i := 1; i <= manyTaken; i++ {
+		res, err := orphan(least+i, at, path, argv, env, fds)
+		var failed *CallError
+		if !errors.As(err, &failed) || failed.Nr != unix.SYS_CLONE3 {
+			return started(path)(res, err)
+		}
+		if failed.Errno != unix.EEXIST {
+			break // we may not, or there are no such pids
+		}
+	}
+	return started(path)(orphan(0, at, path, argv, env, fds))
 }
 
-func orphan(path string, argv, env []string, fds []int) (result, error) {
+// manyTaken is after how many pids that are taken none is chosen.
+const manyTaken = 256
+
+func started(path string) func(result, error) (int, error) {
+	return func(res result, err error) (int, error) {
+		if err != nil {
+			return 0, fmt.Errorf("start %s in the background: %w", path, err)
+		}
+		return int(res.pid), nil
+	}
+}
+
+func orphan(pid int, at *gate, path string, argv, env []string, fds []int) (result, error) {
 	var p Program
 	file, err := p.String(path)
 	if err != nil {
@@ -38,13 +68,27 @@ func orphan(path string, argv, env []string, fds []int) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	// vfork: the child in between ends when the program runs, or could not be
-	// started. Without CLONE_VM nothing but that wait is shared.
-	clone := &cloneArgs{flags: unix.CLONE_VFORK}
-	p.Call(unix.SYS_CLONE3, Args{p.Pointer(unsafe.Pointer(clone)), unsafe.Sizeof(*clone)})
-	p.Call(unix.SYS_SETSID, Args{})
+	// By the child in between, which tells if it fails.
 	if err := p.place(fds); err != nil {
 		return result{}, err
+	}
+	clone := &cloneArgs{}
+	if at == nil {
+		// vfork: the child in between ends when the program runs, or could not be
+		// started. Without CLONE_VM nothing but that wait is shared.
+		clone.flags = unix.CLONE_VFORK
+	}
+	if pid != 0 {
+		tid := new(int32)
+		*tid = int32(pid)
+		clone.setTID, clone.setTIDSize = uint64(p.Pointer(unsafe.Pointer(tid))), 1
+	}
+	p.Call(unix.SYS_CLONE3, Args{p.Pointer(unsafe.Pointer(clone)), unsafe.Sizeof(*clone)})
+	// By the orphan: as the number of a session the pid of the child in between
+	// would stay in use.
+	p.Call(unix.SYS_SETSID, Args{})
+	if at != nil {
+		p.calls = append(p.calls, call{gate: at})
 	}
 	exec := p.Call(unix.SYS_EXECVE, Args{file, args, envs})
 	res, err := p.run(0)

@@ -34,9 +34,9 @@ const (
 //
 // In the child nothing of the Go runtime works: there are no other threads, and
 // locks may be held for ever by those that were. So, as in the syscall package's
-// forkAndExecInChild1, nothing is allocated after clone3, nothing but assembler
-// and RawSyscall6 is called, which are nosplit (a stack check can end in the
-// scheduler), no pointer is written, and no instrumentation is wanted. Signals,
+// forkAndExecInChild1, nothing is allocated after clone3, nothing but assembler,
+// RawSyscall6 and gate.pass is called, which are nosplit (a stack check can end
+// in the scheduler), no pointer is written, and no instrumentation is wanted. Signals,
 // by which the runtime preempts, are blocked from before.
 //
 //go:noinline
@@ -61,6 +61,12 @@ func start(args *cloneArgs, calls []call, res *result) (pid uintptr, errno sysca
 	for i := range calls {
 		c = &calls[i]
 		res.at = int32(i)
+		if c.gate != nil {
+			if !c.gate.pass() {
+				break
+			}
+			continue
+		}
 		if c.nr == unix.SYS_EXECVE || c.nr == unix.SYS_EXECVEAT {
 			syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, sigSetmask, uintptr(unsafe.Pointer(&old)), 0, sigsetSize, 0, 0)
 		}
