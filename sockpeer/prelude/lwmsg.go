@@ -9,9 +9,10 @@ import (
 	"io"
 )
 
-// lwmsg exchanges the greetings of PBIS' lwmsg: 19 bytes each way, big-endian:
-// u32 length, u8 type, u8 flags, u8 greeting flags, u32 packet size, 8 bytes
-// cookie. The server keeps silent until greeted, and remembers no cookie.
+// lwmsg exchanges the greetings of PBIS' lwmsg (pbis-open:
+// lwmsg/include/connection-private.h): 19 bytes each way, big-endian: u32
+// length, u8 type, u8 flags, u8 greeting flags, u32 packet size, 8 bytes cookie.
+// The server keeps silent until greeted, and remembers no cookie.
 func lwmsg(rw io.ReadWriter) error {
 	const (
 		length     = 19
@@ -19,7 +20,6 @@ func lwmsg(rw io.ReadWriter) error {
 		accept     = 3
 		firstLast  = 3
 		packetSize = 8192
-		leastSize  = 20 // below it a client gives up
 	)
 	b := binary.BigEndian.AppendUint32(nil, length)
 	b = append(b, connect, firstLast, 0)
@@ -43,8 +43,13 @@ func lwmsg(rw io.ReadWriter) error {
 	if _, err := io.ReadFull(rw, rest); err != nil {
 		return fmt.Errorf("read the greeting: %w", err)
 	}
-	if size := binary.BigEndian.Uint32(rest[1:]); size < leastSize {
-		return fmt.Errorf("the server takes packets of %d bytes only", size)
+	if rest[0] != 0 { // a way to log in without SO_PEERCRED, not of Linux
+		return unexpected(append(head, rest...))
+	}
+	// The application goes by the size it agreed on, which nobody else knows:
+	// in all builds that of the offer.
+	if size := binary.BigEndian.Uint32(rest[1:]); size != packetSize {
+		return fmt.Errorf("the server takes packets of %d bytes, the application sends up to %d", size, packetSize)
 	}
 	return nil
 }
