@@ -11,6 +11,8 @@ mirror=${CRIUHOOK_MIRROR:-http://deb.debian.org/debian}
 # CRIU of Debian 12 fails on kernels since 6.13; trixie's 4.1.1 does not.
 suite=trixie
 packages=criu,nscd,sssd-common,sssd-proxy,libnss-sss,gcc,libc6-dev,iproute2,nftables,iptables
+packages+=,winbind,libnss-winbind,libnss-ldapd,nslcd,slapd,libnss-systemd,systemd-userdbd,libnss-mdns,avahi-daemon
+packages+=,dbus,rsyslog,systemd,libdbus-1-dev,libsystemd-dev
 # Another package list is another root, so that an old one is never mistaken for it.
 root=$cache/root-$suite-$(printf '%s' "$packages" | sha256sum | cut -c1-12)
 
@@ -66,7 +68,7 @@ build_root() {
 	local new=$root.new log=$cache/debootstrap.log start=$SECONDS
 	say "building a Debian $suite root from $mirror into $root"
 	say "  with ${packages//,/ }"
-	say "  (once; about a minute; log: $log)"
+	say "  (once; a minute or two; log: $log)"
 	rm -rf --one-file-system "$new"
 	# Namespaces of its own: nothing that debootstrap mounts or starts outlives it.
 	if ! unshare --mount --pid --fork --kill-child=SIGKILL --mount-proc \
@@ -79,6 +81,9 @@ build_root() {
 	# Not needed to run anything; each sandbox copies all but /usr.
 	(cd "$new" && rm -rf var/cache/apt var/cache/debconf var/lib/apt var/lib/dpkg dev usr/share/doc)
 	mkdir "$new/dev"
+	# Packages of name services have put themselves into it: a test that wants one
+	# says so.
+	cp "$new/usr/share/libc-bin/nsswitch.conf" "$new/etc/"
 	mv "$new" "$root"
 	say "built in $((SECONDS - start)) s, $(du -sm "$root" | cut -f1) MiB"
 }

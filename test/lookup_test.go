@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,18 +24,23 @@ import (
 )
 
 // lookupBinary is test/lookup, built once.
-var lookupBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("/tmp", "lookup")
+var lookupBinary = sync.OnceValues(func() (string, error) { return build("lookup/lookup.c") })
+
+// build builds a C program that any user may run.
+func build(source string, options ...string) (string, error) {
+	name := strings.TrimSuffix(filepath.Base(source), ".c")
+	dir, err := os.MkdirTemp("/tmp", name)
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(dir, "lookup")
-	out, err := exec.Command("gcc", "-O2", "-Wall", "-Werror", "-pthread", "-o", bin, "lookup/lookup.c").CombinedOutput()
+	bin := filepath.Join(dir, name)
+	args := append([]string{"-O2", "-Wall", "-Werror", "-pthread", "-Ilookup", "-o", bin, source}, options...)
+	out, err := exec.Command("gcc", args...).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("build lookup: %w\n%s", err, out)
+		return "", fmt.Errorf("build %s: %w\n%s", source, err, out)
 	}
 	return bin, os.Chmod(dir, 0o755)
-})
+}
 
 // Lookup is a running test/lookup.
 type Lookup struct {
@@ -55,6 +61,13 @@ func startLookup(t testing.TB, args ...string) *Lookup {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startRounds(t, alice, bin, args...)
+}
+
+// startRounds starts a program that takes lookup's options.
+func startRounds(t testing.TB, u User, bin string, args ...string) *Lookup {
+	t.Helper()
+	var err error
 	names, threads := 0, 1
 	for i, a := range args {
 		switch a {
@@ -66,8 +79,8 @@ func startLookup(t testing.TB, args ...string) *Lookup {
 			}
 		}
 	}
-	l := &Lookup{stats: filepath.Join(folder(t), "stats"), perRound: names * threads}
-	l.Process = start(t, alice, nil, bin, append([]string{"-o", l.stats}, args...)...)
+	l := &Lookup{stats: filepath.Join(folder(t), "stats"), perRound: max(names, 1) * threads}
+	l.Process = start(t, u, nil, bin, append([]string{"-o", l.stats}, args...)...)
 	l.writes = []string{l.stats}
 	l.alive = func(t testing.TB) {
 		t.Helper()
@@ -92,7 +105,7 @@ func (l *Lookup) count(t testing.TB) (n, failed int, all bool) {
 	all = true
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
-		if len(f) != 12 {
+		if len(f) != 14 {
 			return 0, 0, false // the file is just being made
 		}
 		a, err1 := strconv.Atoi(f[3])
@@ -103,6 +116,24 @@ func (l *Lookup) count(t testing.TB) (n, failed int, all bool) {
 		n, failed, all = n+a, failed+b, all && a > 0
 	}
 	return n, failed, all
+}
+
+// longest is the longest wait of any thread in its last round.
+func (l *Lookup) longest(t testing.TB) (longest time.Duration) {
+	t.Helper()
+	b, err := os.ReadFile(l.stats)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		us, err := strconv.Atoi(f[len(f)-1])
+		if err != nil {
+			t.Fatalf("%s: %q", l.stats, line)
+		}
+		longest = max(longest, time.Duration(us)*time.Microsecond)
+	}
+	return longest
 }
 
 func (l *Lookup) failed(t testing.TB) int {
@@ -126,14 +157,17 @@ func (l *Lookup) more(t testing.TB, n int) {
 	eventually(t, fmt.Sprintf("%d more lookups", n), func() bool { now, _, _ := l.count(t); return now >= before+n })
 }
 
-// rounds makes rounds of a paused lookup, one after another.
-func (l *Lookup) rounds(t testing.TB, n int) {
+// rounds makes rounds of a paused lookup, one after another, and returns the
+// longest wait in them.
+func (l *Lookup) rounds(t testing.TB, n int) (longest time.Duration) {
 	t.Helper()
 	for range n {
 		before, _, _ := l.count(t)
 		l.ask(t)
 		eventually(t, "a round of lookups", func() bool { now, _, _ := l.count(t); return now >= before+l.perRound })
+		longest = max(longest, l.longest(t))
 	}
+	return longest
 }
 
 // wantFailed checks how many lookups have failed so far.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"criuhook/test/app"
+	"criuhook/test/lwmsg"
 )
 
 // rules are in force in all tests: a socket's name says what becomes of it.
@@ -37,6 +38,7 @@ var criuhook = os.Getenv("CRIUHOOK_BIN")
 
 func TestMain(m *testing.M) {
 	app.Main()
+	lwmsg.Main()
 	switch {
 	case os.Getenv("CRIUHOOK_SANDBOX") != "1" || os.Getuid() != 0:
 		whyNot = "needs root and real CRIU in a sandbox: run ./scripts/test"
@@ -48,7 +50,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(compareTable(m.Run()))
 }
 
 func prepare() error {

@@ -4,6 +4,7 @@ package test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,6 +115,7 @@ func TestSSSDIdle(t *testing.T) {
 				d := startDaemons(t)
 				const threads = 4
 				l := startLookup(t, append(round, "-p", "-t", strconv.Itoa(threads))...)
+				fds := len(l.fds(t))
 				dir := l.Dump(t)
 				rec := record(t, dir)
 				if len(rec.Connections) != threads {
@@ -146,8 +148,13 @@ func TestSSSDIdle(t *testing.T) {
 						t.Errorf("after the restore: %+v", c)
 					}
 				}
-				l.rounds(t, 3)
+				longest := l.rounds(t, 3)
 				l.wantFailed(t, "after the restore", 0)
+				uid, _ := strconv.Atoi(made[0].uid)
+				observe(t, Observation{
+					Client: "libnss_sss", Daemon: "sssd, nss", Policy: sssdPolicy, State: fmt.Sprintf("idle, %d threads", threads),
+					Failed: l.failed(t), Longest: longest, FDsLeaked: len(l.fds(t)) - fds, Identity: seenAs(uint32(uid), alice),
+				})
 				nothingLeft(t)
 			})
 		}
@@ -163,6 +170,7 @@ func TestSSSDMidRequest(t *testing.T) {
 				t.Setenv("SSS_NSS_USE_MEMCACHE", "NO")
 				d := startDaemons(t)
 				l := startLookup(t, "-p", "-u", "alice")
+				fds := len(l.fds(t))
 				thaw := freeze(t, "sssd_nss")
 				l.ask(t)
 				l.awaitBusy(t, nssPipe)
@@ -183,14 +191,18 @@ func TestSSSDMidRequest(t *testing.T) {
 					func() { l.Restore(t, dir) },
 				} {
 					restore()
-					eventually(t, "the lookup that was under way", func() bool { now, _, _ := l.count(t); return now == n+1 })
+					longest := l.awaitAnswer(t, n)
 					if f := l.failed(t); f > 1 {
 						t.Errorf("%d lookups failed, one was under way", f)
 					}
 					t.Logf("%d of 1 lookup under way failed", l.failed(t))
 					under := l.failed(t)
-					l.rounds(t, 5)
+					longest = max(longest, l.rounds(t, 5))
 					l.wantFailed(t, "later", under)
+					observe(t, Observation{
+						Client: "libnss_sss", Daemon: "sssd, nss", Policy: "hangup", State: "busy",
+						Failed: under, Longest: longest, FDsLeaked: len(l.fds(t)) - fds,
+					})
 					l.Kill(t)
 					back()
 				}

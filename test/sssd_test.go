@@ -29,6 +29,12 @@ type daemons struct{ conf string }
 // startDaemons starts both; after the test everything is as before.
 func startDaemons(t testing.TB) *daemons {
 	t.Helper()
+	return startDaemonsWith(t, func(*daemons) {})
+}
+
+// startDaemonsWith starts both after their configuration was edited.
+func startDaemonsWith(t testing.TB, edit func(*daemons)) *daemons {
+	t.Helper()
 	before, err := os.ReadFile("/etc/nsswitch.conf")
 	if err != nil {
 		t.Fatal(err)
@@ -47,6 +53,7 @@ func startDaemons(t testing.TB) *daemons {
 			t.Error(err)
 		}
 	})
+	edit(d)
 	d.do(t, "start")
 	return d
 }
@@ -141,10 +148,17 @@ func freeze(t testing.TB, comm string) (thaw func()) {
 // client is a connection as sssd's log tells of it.
 type client struct{ id, command, uid string }
 
-// clients reads sssd's log since its start, which does away with the old one.
+// clients reads the log of sssd's name service since its start, which does away
+// with the old one.
 func clients(t testing.TB) []client {
 	t.Helper()
-	b, err := os.ReadFile(sssdLog)
+	return clientsOf(t, "nss")
+}
+
+// clientsOf reads the log of one of sssd's services.
+func clientsOf(t testing.TB, service string) []client {
+	t.Helper()
+	b, err := os.ReadFile("/var/log/sssd/sssd_" + service + ".log")
 	if err != nil {
 		t.Fatal(err)
 	}

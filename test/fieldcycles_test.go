@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"criuhook/proto"
+)
+
+// TestFieldCycles: one application that asks all of these daemons, dumped and
+// restored twenty times: between two rounds of questions, or while one daemon
+// after another owes it an answer.
+func TestFieldCycles(t *testing.T) {
+	need(t)
+	all := []string{"rsyslog", "journald", "dbus", "winbind", "nslcd", "userdb", "avahi"}
+	runDaemons(t, all...)
+	nameSources(t, "passwd: files ldap systemd", "group: files winbind", "hosts: files mdns4_minimal")
+	install(t, busReconnect)
+	ways(t, func(t *testing.T) {
+		pids := func() string {
+			var out []int
+			for _, comm := range []string{"rsyslogd", "systemd-journal", busDaemon, "winbindd", "nslcd", "systemd-userdbd", "avahi-daemon"} {
+				out = append(out, running(comm)...)
+			}
+			return fmt.Sprint(out)
+		}
+		before := pids()
+		t.Run("idle", fieldCyclesIdle)
+		t.Run("busy", fieldCyclesBusy)
+		if after := pids(); after != before {
+			t.Errorf("the daemons were processes %s, now they are %s", before, after)
+		}
+		nothingLeft(t)
+	})
+}
+
+const fieldCycles = 20
+
+var askAll = []string{"user=lara", "user=udora", `group=BUILTIN\users`, "host=sandbox.local", "syslog", "journal", "bus"}
+
+const askAllNames = "libnss_ldap, libnss_systemd, libnss_winbind, libnss_mdns4, syslog(3), sd_journal_print and libdbus in one process"
+
+// cycle dumps and restores, without stock CRIU in between, which would log.
+func (a *Asker) cycle(t testing.TB, between func()) (*proto.Record, time.Time) {
+	t.Helper()
+	dir := images(t)
+	a.TryDump(t, dir).want(t, "dump", 0)
+	a.Gone(t)
+	awaitFree(t, a.dumpedThreads(dir))
+	between()
+	a.Restore(t, dir)
+	return record(t, dir), time.Now()
+}
+
+func fieldCyclesIdle(t *testing.T) {
+	syslog, journal := len(rsyslogHas(t)), len(journalHas(t))
+	a := startAsker(t, askAll...)
+	fds := a.fds(t)
+	longest := map[string]time.Duration{}
+	var identity string
+	for range fieldCycles {
+		rec, _ := a.cycle(t, func() {})
+		// winbindd's, the bus and /dev/log
+		if len(rec.Connections) != 3 || slices.ContainsFunc(rec.Connections, func(c *proto.Connection) bool {
+			return c.Action != proto.Action_ACTION_RECONNECT
+		}) {
+			t.Fatalf("recorded: %v; expected three connections to make again", rec.Connections)
+		}
+		a.seenBy(t, systemBus, busDaemon)
+		identity = a.seenBy(t, nameServices[0].listener, nameServices[0].comms...)
+		a.rounds(t, 1)
+		for _, what := range askAll {
+			longest[what] = max(longest[what], a.answer(t, what).last)
+		}
+	}
+	a.wantFailed(t, fmt.Sprintf("in %d cycles", fieldCycles), 0)
+	a.wantAllLogged(t, syslog, journal, fieldCycles+1)
+	var most time.Duration
+	for _, what := range askAll {
+		t.Logf("%s: longest %v", what, longest[what])
+		most = max(most, longest[what])
+	}
+	observeSoon(t, Observation{
+		Client: askAllNames, Policy: "each its own; libdbus: reconnect, prelude dbus", State: fmt.Sprintf("idle, %d cycles", fieldCycles),
+		Failed: a.failed(t), Longest: most, FDsLeaked: a.leaked(t, fds), Identity: identity,
+	})
+	a.Kill(t)
+	wantUnconnected(t, systemBus, busDaemon)
+	nameServices[0].wantNobody(t)
+}
+
+func fieldCyclesBusy(t *testing.T) {
+	owing := slices.Concat(nameServices, []nameService{{daemon: "dbus", comms: []string{busDaemon}, listener: systemBus, what: "bus", fails: 1}})
+	syslog, journal := len(rsyslogHas(t)), len(journalHas(t))
+	a := startAsker(t, askAll...)
+	fds := a.fds(t)
+	longest, failed := map[string]time.Duration{}, 0
+	for n := range fieldCycles {
+		s := owing[n%len(owing)]
+		thaw := freezeAll(t, s.comms...)
+		asked := a.answer(t, s.what).asked
+		a.ask(t)
+		a.awaitBusy(t, s.listener)
+		rec, restored := a.cycle(t, thaw)
+		if !slices.ContainsFunc(rec.Connections, func(c *proto.Connection) bool {
+			return string(c.Peer.Name) == string(s.listener) && c.Action == proto.Action_ACTION_HANGUP && c.Busy != ""
+		}) {
+			t.Errorf("recorded: %v; expected a hangup of %s", rec.Connections, s.listener)
+		}
+		eventually(t, "the question that was under way", func() bool { return a.answer(t, s.what).asked > asked })
+		longest[s.what] = max(longest[s.what], time.Since(restored))
+		failed += s.fails
+		// The rest of that round, and one more.
+		last := askAll[len(askAll)-1]
+		eventually(t, "the round to end", func() bool { return a.answer(t, last).asked == 2*n+2 })
+		under := a.failed(t)
+		a.rounds(t, 1)
+		a.wantFailed(t, "after the question that was under way", under)
+	}
+	if n := a.failed(t); n > failed {
+		t.Errorf("%d questions failed, %d were hung up", n, failed)
+	}
+	a.wantAllLogged(t, syslog, journal, 2*fieldCycles+1)
+	var most time.Duration
+	for _, s := range owing {
+		t.Logf("%s: %d of %d under way failed, longest %v", s.what, a.answer(t, s.what).failed, fieldCycles/len(owing), longest[s.what])
+		most = max(most, longest[s.what])
+	}
+	observeSoon(t, Observation{
+		Client: askAllNames, Policy: "hangup of one, reconnect of the others",
+		State:  fmt.Sprintf("busy with one after another, %d cycles", fieldCycles),
+		Failed: a.failed(t), Longest: most, FDsLeaked: a.leaked(t, fds),
+	})
+	a.Kill(t)
+	wantUnconnected(t, systemBus, busDaemon)
+	nameServices[0].wantNobody(t)
+}
+
+// wantAllLogged checks that both log daemons have every message once, as the
+// application's. The numbers say what they had before.
+func (a *Asker) wantAllLogged(t testing.TB, syslog, journal, rounds int) {
+	t.Helper()
+	for _, l := range []struct {
+		name string
+		read func(testing.TB) []logged
+		from int
+	}{{"rsyslog", rsyslogHas, syslog}, {"journald", journalHas, journal}} {
+		var want []logged
+		for n := range rounds {
+			want = append(want, logged{roundText(n + 1), fmt.Sprint(alice.UID), fmt.Sprint(a.PID)})
+		}
+		var got []logged
+		for end := time.Now().Add(patience); time.Now().Before(end) && len(got) < rounds; time.Sleep(time.Millisecond) {
+			got = l.read(t)[l.from:]
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s has %v, expected %d messages of process %d", l.name, got, rounds, a.PID)
+		}
+	}
+}
