@@ -3,7 +3,6 @@
 package test
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -133,7 +132,7 @@ func TestDropinOptionsAll(t *testing.T) {
 	}
 	for _, name := range dropin.OptionNames() {
 		if !tried["--"+name] {
-			t.Error(fmt.Sprintf("no row tries --%s", name))
+			t.Errorf("no row tries --%s", name)
 		}
 	}
 }

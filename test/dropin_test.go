@@ -123,7 +123,7 @@ func (b *bench) pipeInode(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Trim(link, "pipe:[]")
+	return strings.TrimSuffix(strings.TrimPrefix(link, "pipe:["), "]")
 }
 
 // alike tries a command line with stock CRIU, then with the drop-in.

@@ -17,17 +17,17 @@ import (
 // hopeless: CRIU will refuse at once, and its own message is the right one. The
 // images directory comes first in CRIU, then the work directory, and the
 // process last.
-func (cmd *Command) hopeless() bool {
-	if cmd.Name != "dump" && cmd.Name != "restore" {
+func (c *Command) hopeless() bool {
+	if c.Name != "dump" && c.Name != "restore" {
 		return false
 	}
-	if !isDir(cmd.ImagesDir) || cmd.WorkDir != "" && !isDir(cmd.WorkDir) {
+	if !isDir(c.ImagesDir) || c.WorkDir != "" && !isDir(c.WorkDir) {
 		return true
 	}
-	if cmd.Name == "restore" {
+	if c.Name == "restore" {
 		return false
 	}
-	_, err := os.Stat("/proc/" + strconv.Itoa(cmd.Tree))
+	_, err := os.Stat("/proc/" + strconv.Itoa(c.Tree))
 	return errors.Is(err, fs.ErrNotExist)
 }
 

@@ -94,12 +94,12 @@ func (c *Call) become(args []string) error {
 }
 
 // Job is what CRIU is told by RPC.
-func (cmd *Command) Job() swrk.Job {
+func (c *Command) Job() swrk.Job {
 	return swrk.Job{
-		Options:   cmd.Options(),
-		Keep:      cmd.FDs,
-		ImagesDir: cmd.ImagesDir, WorkDir: cmd.WorkDir,
-		LogFile: cmd.LogFile, LogLevel: int(cmd.LogLevel),
+		Options:   c.Options(),
+		Keep:      c.FDs,
+		ImagesDir: c.ImagesDir, WorkDir: c.WorkDir,
+		LogFile: c.LogFile, LogLevel: int(c.LogLevel),
 	}
 }
 

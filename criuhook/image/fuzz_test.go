@@ -133,7 +133,7 @@ func use(s *image.Set) {
 		_, _ = s.Comm(pid)
 		calls, _ := s.Calls(pid)
 		for _, c := range calls {
-			c.MayWait(0)
+			_ = c.MayWait(0)
 		}
 	}
 }
