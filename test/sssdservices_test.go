@@ -4,177 +4,17 @@ package test
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"criuhook/proto"
 	"criuhook/sockpeer"
 )
-
-// service is a service of sssd, and a client of it.
-type service struct {
-	name    string // the pipe's
-	library bool   // the client is the real library, else test/sssd/client.c
-	user    User
-}
-
-// services are all but pac, whose responder comes in a package of its own
-// (sssd-ad-common) and is tested where that is installed. sudo's pipe is for
-// root only.
-func services() []service {
-	all := []service{
-		{"nss", false, alice},
-		{"pam", true, alice},
-		{"pam", false, alice},
-		{"sudo", false, root},
-		{"autofs", true, alice},
-		{"autofs", false, alice},
-		{"ssh", false, alice},
-	}
-	if hasPAC() {
-		all = append(all, service{"pac", false, root})
-	}
-	return all
-}
-
-func hasPAC() bool {
-	_, err := os.Stat("/usr/libexec/sssd/sssd_pac")
-	return err == nil
-}
-
-func (s service) String() string {
-	if s.library {
-		return s.name + " library"
-	}
-	return s.name
-}
-
-// client is what the table calls it.
-func (s service) client() string {
-	switch {
-	case !s.library:
-		return "sssd's protocol, a client that keeps its socket"
-	case s.name == "pam":
-		return "pam_sss"
-	}
-	return "libsss_" + s.name
-}
-
-func (s service) pipe() string { return "/var/lib/sss/pipes/" + s.name }
-
-func (s service) observe(t testing.TB, policy, state string, o Observation) {
-	t.Helper()
-	o.Client, o.Daemon, o.Policy, o.State = s.client(), "sssd, "+s.name, policy, state
-	observe(t, o)
-}
-
-const sssdPolicy = "reconnect, prelude sssd"
-
-// startServices starts sssd with all of its services.
-func startServices(t testing.TB) *daemons {
-	t.Helper()
-	d := startDaemonsWith(t, func(d *daemons) {
-		names := "nss, pam, sudo, autofs, ssh"
-		if hasPAC() {
-			names += ", pac"
-		}
-		d.edit(t, "sssd.conf", "services = nss\n", "services = "+names+"\n")
-	})
-	// What libpam asks pam_sss.
-	if err := os.WriteFile("/etc/pam.d/test", []byte("account required pam_sss.so\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Remove("/etc/pam.d/test") })
-	return d
-}
-
-// clientBinary is test/sssd/client.c, built once.
-var clientBinary = sync.OnceValues(func() (string, error) {
-	arch, err := exec.Command("gcc", "-print-multiarch").Output()
-	if err != nil {
-		return "", err
-	}
-	return build("sssd/client.c", "-DLIBDIR=\""+strings.TrimSpace(string(arch))+"\"")
-})
-
-// startClient starts a client of services that waits to be asked.
-func startClient(t testing.TB, u User, args ...string) *Lookup {
-	t.Helper()
-	bin, err := clientBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := startRounds(t, u, bin, append(args, "-p")...)
-	l.wantFailed(t, "at the start", 0)
-	return l
-}
-
-func (s service) start(t testing.TB, threads int) *Lookup {
-	t.Helper()
-	args := []string{"-s", s.name, "-t", strconv.Itoa(threads)}
-	if s.library {
-		args = append(args, "-l")
-	}
-	return startClient(t, s.user, args...)
-}
-
-// connected counts a daemon's connections, accepted or not yet: the kernel gives
-// its halves the listener's name.
-func connected(t testing.TB, name string) (n int) {
-	t.Helper()
-	b, err := os.ReadFile("/proc/net/unix")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		// address refcount protocol flags type state inode path; state 3: connected
-		if f := strings.Fields(line); len(f) == 8 && f[7] == name && f[5] == "03" {
-			n++
-		}
-	}
-	return n
-}
-
-// alive counts those of them that have another end.
-func alive(t testing.TB, name string) (n int) {
-	t.Helper()
-	out, err := exec.Command("ss", "-xaH").Output()
-	if err != nil {
-		t.Fatalf("ss: %v", err)
-	}
-	for line := range strings.Lines(string(out)) {
-		// netid state recv-q send-q name inode peer-name peer-inode
-		if f := strings.Fields(line); len(f) >= 8 && f[1] == "ESTAB" && f[4] == name && f[7] != "0" {
-			n++
-		}
-	}
-	return n
-}
-
-func awaitConnected(t testing.TB, name string, want int) {
-	t.Helper()
-	eventually(t, fmt.Sprintf("%s to have %d connections", name, want), func() bool { return connected(t, name) == want })
-}
-
-// wantActions checks what a dump has recorded of connections to sssd.
-func wantActions(t testing.TB, dir string, n int, action proto.Action) {
-	t.Helper()
-	rec := record(t, dir)
-	if len(rec.Connections) != n {
-		t.Errorf("%d connections recorded, expected %d: %v", len(rec.Connections), n, rec.Connections)
-	}
-	for _, c := range rec.Connections {
-		if c.Action != action {
-			t.Errorf("recorded: %v; expected %v", c, action)
-		}
-	}
-}
 
 // TestSSSDServices: the clients of all of sssd's services, with a connection for
 // each of their threads. No request fails, no responder ends, and its
@@ -201,7 +41,7 @@ func TestSSSDServices(t *testing.T) {
 						break // time
 					}
 					t.Run(s.String(), func(t *testing.T) {
-						idle := connected(t, s.pipe())
+						idle := steady(t, s.pipe())
 						l := s.start(t, threads)
 						fds, before := len(l.fds(t)), connected(t, s.pipe())
 						own := before - idle
@@ -209,7 +49,7 @@ func TestSSSDServices(t *testing.T) {
 						awaitConnected(t, s.pipe(), idle)
 						if c.restart {
 							d.do(t, "restart", "sssd")
-							idle = connected(t, s.pipe()) // nscd may have had one
+							idle = steady(t, s.pipe()) // nscd may have had one
 							before = idle + own
 						}
 						seen, responder := len(clientsOf(t, s.name)), named(t, "sssd_"+s.name)
@@ -262,7 +102,7 @@ func TestSSSDServices(t *testing.T) {
 // TestSSSDServicesMidRequest: the request under way fails, or is made again, at
 // once, and the next ones succeed. sssd keeps its end of a connection whose
 // client went away during a request, also of one that was killed, until
-// client_idle_timeout: tevent tells nothing of a hangup to who waits to write.
+// client_idle_timeout (probably because it waits to write, and is told nothing of the hangup).
 func TestSSSDServicesMidRequest(t *testing.T) {
 	ways(t, func(t *testing.T) {
 		startServices(t)
@@ -305,6 +145,15 @@ func TestSSSDServicesMidRequest(t *testing.T) {
 func TestSSSDWithoutPrelude(t *testing.T) {
 	need(t)
 	startServices(t)
+	// sssd may not end by itself while it replaces a service that crashed.
+	t.Cleanup(func() {
+		for _, name := range []string{"sssd", "sssd_be", "sssd_nss", "sssd_pam", "sssd_sudo", "sssd_autofs", "sssd_ssh", "sssd_pac"} {
+			for _, pid := range running(name) {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+			eventually(t, name+" is gone", func() bool { return len(running(name)) == 0 })
+		}
+	})
 	install(t, "rules: [{name: t-sssd, path: /var/lib/sss/pipes/*, idle: reconnect, prelude: none}]")
 	for _, s := range []service{{"nss", false, alice}, {"pam", false, alice}} {
 		t.Run(s.String(), func(t *testing.T) {
@@ -321,15 +170,6 @@ func TestSSSDWithoutPrelude(t *testing.T) {
 			nothingLeft(t)
 		})
 	}
-}
-
-// awaitAnswer waits until a lookup that was under way after n has ended, and
-// tells how long that took.
-func (l *Lookup) awaitAnswer(t testing.TB, n int) time.Duration {
-	t.Helper()
-	begun := time.Now()
-	eventually(t, "the lookup that was under way", func() bool { now, _, _ := l.count(t); return now > n })
-	return time.Since(begun)
 }
 
 // TestSSSDTwentyCycles: a process with a connection to each service; the daemon
@@ -387,6 +227,7 @@ func TestSSSDIdleTimeout(t *testing.T) {
 		service
 		by  way
 		l   *Lookup
+		fds int
 		dir string
 		o   Observation
 	}
@@ -395,6 +236,7 @@ func TestSSSDIdleTimeout(t *testing.T) {
 		for _, s := range []service{{"nss", false, alice}, {"pam", true, alice}, {"sudo", false, root}} {
 			c := &one{service: s, by: w, l: s.start(t, 2)}
 			c.l.dumpBy, c.l.restoreBy = w, w
+			c.fds = len(c.l.fds(t))
 			all = append(all, c)
 		}
 	}
@@ -430,7 +272,7 @@ func TestSSSDIdleTimeout(t *testing.T) {
 	for _, c := range all {
 		c.l.Restore(t, c.l.Dump(t)) // of halves that are dead
 		c.o.Longest = c.l.rounds(t, 2)
-		c.o.Failed = c.l.failed(t)
+		c.o.Failed, c.o.FDsLeaked = c.l.failed(t), len(c.l.fds(t))-c.fds
 		c.l.wantFailed(t, c.String()+" by "+c.by.String(), 0)
 		c.o.By = c.by
 		c.observe(t, "as it was: closed", "idle, sssd hung up before the dump", c.o)

@@ -29,17 +29,18 @@
 
 enum { HEADER = 16, GET_VERSION = 1, MOST = 4096 };
 
-/* A request of each service that changes nothing (sss_cli.h). */
+/* A request of each service that changes nothing (sss_cli.h), and the status of
+ * the answer. */
 static const struct service {
 	const char *name;
-	uint32_t version, command;
+	uint32_t version, command, status;
 } services[] = {
-	{ "nss", 1, 0x11 },    /* GETPWNAM */
-	{ "pam", 3, 0xf3 },    /* ACCT_MGMT */
-	{ "sudo", 1, 0xc2 },   /* GET_DEFAULTS */
-	{ "autofs", 1, 0xd1 }, /* SETAUTOMNTENT */
-	{ "ssh", 0, 0xe1 },    /* GET_USER_PUBKEYS */
-	{ "pac", 1, 0x101 },   /* ADD_PAC_USER */
+	{ "nss", 1, 0x11, 0 },        /* GETPWNAM */
+	{ "pam", 3, 0xf3, 0 },        /* ACCT_MGMT */
+	{ "sudo", 1, 0xc2, 0 },       /* GET_DEFAULTS */
+	{ "autofs", 1, 0xd1, 0 },     /* SETAUTOMNTENT */
+	{ "ssh", 0, 0xe1, 0 },        /* GET_USER_PUBKEYS */
+	{ "pac", 1, 0x101, EBADMSG }, /* ADD_PAC_USER, of what is no PAC */
 };
 static const struct service *chosen[8];
 static int nchosen;
@@ -147,9 +148,8 @@ static int ask(int fd, struct packet *p, int *unsent)
 	if (error)
 		return error;
 	if (p->length < HEADER || p->length > sizeof(*p) || p->command != command)
-		return EBADMSG;
-	error = transfer(fd, p->body, p->length - HEADER, 0);
-	return error ? error : p->status;
+		return EPROTO;
+	return transfer(fd, p->body, p->length - HEADER, 0);
 }
 
 static int greeted(const struct service *service)
@@ -161,7 +161,7 @@ static int greeted(const struct service *service)
 	snprintf(name.sun_path, sizeof(name.sun_path), "/var/lib/sss/pipes/%s", service->name);
 	put_u32(&p, service->version);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&name, sizeof(name)) ||
-	    ask(fd, &p, &unsent) || p.length != HEADER + 4 || memcmp(p.body, &service->version, 4)) {
+	    ask(fd, &p, &unsent) || p.status || p.length != HEADER + 4 || memcmp(p.body, &service->version, 4)) {
 		close(fd);
 		return -1;
 	}
@@ -190,6 +190,8 @@ static void by_protocol(long thread, struct stats *s)
 			break;
 		}
 		error = ask(kept, &p, &unsent);
+		if (!error && p.status != of_thread(thread)->status)
+			error = EBADE;
 		if (error) {
 			close(kept);
 			kept = -1;
