@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"time"
 	"unsafe"
 
@@ -216,36 +215,23 @@ func (c *Connector) connectOnce(ctx context.Context, sock *Socket, to Name) (pid
 	if err != nil || c.PID == 0 {
 		return os.Getpid(), err
 	}
-	if leave, ok := takeTurn(ctx, c.PID); ok {
+	if leave := c.takeTurn(ctx); leave != nil {
 		defer leave()
 		return c.connectAsPID(sock, at)
 	}
 	return c.connectHereAs(sock, at)
 }
 
-// turns has, for each pid that somebody connects under, a channel that holds
-// one token: there is one process of a pid.
-var turns sync.Map
-
 // takeTurn waits until nobody else connects under the pid. It gives up while
 // there is time left to connect without: on a machine that is swamped the pid
 // is what can be done without.
-func takeTurn(ctx context.Context, pid int) (leave func(), ok bool) {
-	v, _ := turns.LoadOrStore(pid, make(chan struct{}, 1))
-	turn := v.(chan struct{})
-	var late <-chan time.Time
+func (c *Connector) takeTurn(ctx context.Context) (leave func()) {
 	if end, ok := ctx.Deadline(); ok {
-		timer := time.NewTimer(time.Until(end) / 2)
-		defer timer.Stop()
-		late = timer.C
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
 	}
-	select {
-	case turn <- struct{}{}:
-		return func() { <-turn }, true
-	case <-late:
-	case <-ctx.Done():
-	}
-	return nil, false
+	return child.Turn(ctx, c.PID)
 }
 
 // connectAsPID connects under the pid, or, where that cannot be, under ours.

@@ -4,6 +4,7 @@ package sockpeer
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"unsafe"
@@ -109,4 +110,16 @@ func capabilities(mask uint64) (*unix.CapUserHeader, *[2]unix.CapUserData, error
 	data[1].Effective = data[1].Permitted & uint32(mask>>32)
 	data[0].Inheritable, data[1].Inheritable = 0, 0
 	return hdr, data, nil
+}
+
+// Elevated reports whether we have rights that our caller may not have: we run
+// set-user-id or set-group-id, or have file capabilities (AT_SECURE in
+// getauxval(3)). Then nothing of the caller's may decide whom we trust.
+func Elevated() bool {
+	if os.Geteuid() != os.Getuid() || os.Getegid() != os.Getgid() {
+		return true
+	}
+	const atSecure = 23
+	vector, err := unix.Auxv()
+	return err == nil && slices.ContainsFunc(vector, func(v [2]uintptr) bool { return v[0] == atSecure && v[1] != 0 })
 }

@@ -8,39 +8,17 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"criuhook/criuhook/rule"
+	"criuhook/sockpeer"
 )
 
 // environment reads a variable of ours. Somebody who runs a setuid CRIU
 // chooses its environment, but not whom we trust.
 func environment(name string) string {
-	if elevated() {
+	if sockpeer.Elevated() {
 		return ""
 	}
 	return os.Getenv(name)
-}
-
-// elevated: we run set-user-id or set-group-id, or have file capabilities, with
-// rights that our caller may not have.
-func elevated() bool {
-	return os.Geteuid() != os.Getuid() || os.Getegid() != os.Getgid() || secure()
-}
-
-// secure reports what the kernel says of the exec (AT_SECURE in getauxval(3)).
-func secure() bool {
-	const atSecure = 23
-	vector, err := unix.Auxv()
-	if err != nil {
-		return false
-	}
-	for _, v := range vector {
-		if v[0] == atSecure {
-			return v[1] != 0
-		}
-	}
-	return false
 }
 
 // environmentPath reads a variable of ours that names a file. CRIU starts
@@ -60,7 +38,7 @@ type configuration struct {
 
 func (c configuration) load() (*rule.Set, error) {
 	switch {
-	case c.file != "" && elevated():
+	case c.file != "" && sockpeer.Elevated():
 		return nil, errors.New("--config is not accepted from a set-user-id program: put the rules into " + rule.DefaultConfig)
 	case c.file != "":
 		return rule.Load(c.file, true)

@@ -26,6 +26,7 @@ import (
 	"criuhook/criuhook/restore"
 	"criuhook/criuhook/rule"
 	"criuhook/criuhook/swrk"
+	"criuhook/sockpeer"
 	"criuhook/sockpeer/child"
 )
 
@@ -75,7 +76,7 @@ func (c *Call) Run(ctx context.Context) int {
 // fail says why CRIU was not even started, also where CRIU's log was to be.
 func (c *Call) fail(cmd *Command, err error) {
 	c.Log.Error(err)
-	if cmd.PassOn != "" || cmd.LogFile == "" || cmd.LogFile == "-" || os.Geteuid() != os.Getuid() {
+	if cmd.PassOn != "" || cmd.LogFile == "" || cmd.LogFile == "-" || sockpeer.Elevated() {
 		return
 	}
 	name := cmd.LogFile

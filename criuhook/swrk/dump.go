@@ -169,7 +169,7 @@ func (a *attempt) Notify(_ context.Context, n *criurpc.Notification) (*rpc.CriuO
 	switch n.Stage {
 	case criurpc.StageQueryExtFiles:
 		a.asked = true
-		opts, err = a.answer()
+		opts, err = a.answerInTime()
 	case criurpc.StagePostDump:
 		err = a.finish()
 	}
@@ -183,6 +183,29 @@ func (a *attempt) Notify(_ context.Context, n *criurpc.Notification) (*rpc.CriuO
 func (a *attempt) logError(err error) {
 	if a.CRIULog != nil && a.CRIULog.attached() {
 		fmt.Fprintln(a.CRIULog, "criuhook: Error:", err)
+	}
+}
+
+// frozenTime is how long deciding may take, while the tree is frozen.
+const frozenTime = 30 * time.Second
+
+// answerInTime leaves behind what hangs, in a file system or in a process that
+// nobody can stop: then the dump fails, and the tree runs on.
+func (a *attempt) answerInTime() (*rpc.CriuOpts, error) {
+	type result struct {
+		opts *rpc.CriuOpts
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		opts, err := a.answer()
+		done <- result{opts, err}
+	}()
+	select {
+	case r := <-done:
+		return r.opts, r.err
+	case <-time.After(frozenTime):
+		return nil, fmt.Errorf("decide about the connections of the tree of process %d: not done in %v, so it is let run on: look what hangs in /proc/%d, or in the file system of the images", a.Tree, frozenTime, a.Tree)
 	}
 }
 

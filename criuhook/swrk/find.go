@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"criuhook/sockpeer"
 )
 
 // realName is what the real CRIU is called where we have taken its name.
@@ -59,7 +61,7 @@ func NewFinder(option, config string) (Finder, error) {
 		Image:       "/proc/self/exe",
 		Path:        os.Getenv("PATH"),
 		Dirs:        systemDirs,
-		Elevated:    unix.Geteuid() != unix.Getuid() || unix.Getegid() != unix.Getgid(),
+		Elevated:    sockpeer.Elevated(),
 	}
 	if !f.Elevated && len(os.Args) > 0 {
 		f.Link = calledAs(os.Args[0], f.Path)

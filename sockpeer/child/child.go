@@ -7,6 +7,7 @@
 package child
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -100,13 +101,8 @@ type result struct {
 // The child begins with a copy of the memory and the descriptors, and with the
 // identity and the namespaces of the calling thread. All signals are blocked in
 // it, and their handlers are the default ones. Its end sends no signal, and only
-// wait calls with __WALL see it. Children of one pid take turns.
+// wait calls with __WALL see it. Several of one pid are for [Turn].
 func (p *Program) Run(pid int) error {
-	if pid != 0 {
-		turn, _ := turns.LoadOrStore(pid, new(sync.Mutex))
-		turn.(*sync.Mutex).Lock()
-		defer turn.(*sync.Mutex).Unlock()
-	}
 	_, err := p.run(pid)
 	return err
 }
@@ -119,8 +115,21 @@ func Next() (pid int, err error) {
 	return int(res.pid), err
 }
 
-// turns has a mutex for each pid that was asked for.
+// turns has, for each pid that was asked for, a channel that holds one token.
 var turns sync.Map
+
+// Turn waits until no other child of ours has the pid, or until ctx ends, and
+// returns how to give the turn back; nil: it was not had.
+func Turn(ctx context.Context, pid int) (leave func()) {
+	v, _ := turns.LoadOrStore(pid, make(chan struct{}, 1))
+	turn := v.(chan struct{})
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }
+	case <-ctx.Done():
+		return nil
+	}
+}
 
 func (p *Program) run(pid int) (result, error) {
 	// Page-sized, shared with the child: other memory it gets a copy of.

@@ -3,6 +3,7 @@
 package child_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/signal"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -229,10 +231,20 @@ func TestRunTakesTurns(t *testing.T) {
 	errs := make([]error, 50)
 	var wg sync.WaitGroup
 	for i := range errs {
-		wg.Go(func() { errs[i] = new(child.Program).Run(pid) })
+		wg.Go(func() {
+			leave := child.Turn(t.Context(), pid)
+			defer leave()
+			errs[i] = new(child.Program).Run(pid)
+		})
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		t.Error(err)
+	}
+	defer child.Turn(t.Context(), pid)()
+	late, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if child.Turn(late, pid) != nil {
+		t.Error("two have the turn")
 	}
 }
