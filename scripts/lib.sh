@@ -12,7 +12,8 @@ mirror=${CRIUHOOK_MIRROR:-http://deb.debian.org/debian}
 suite=trixie
 packages=criu,nscd,sssd-common,sssd-proxy,libnss-sss,gcc,libc6-dev,iproute2,nftables,iptables
 packages+=,winbind,libnss-winbind,libnss-ldapd,nslcd,slapd,libnss-systemd,systemd-userdbd,libnss-mdns,avahi-daemon
-packages+=,dbus,rsyslog,systemd,libdbus-1-dev,libsystemd-dev
+packages+=,dbus,rsyslog,systemd,libdbus-1-dev,libsystemd-dev,sssd-ad-common
+packages+=,openjdk-21-jdk-headless,openjdk-25-jre-headless,runc,crun,podman,libcriu-dev
 # Another package list is another root, so that an old one is never mistaken for it.
 root=$cache/root-$suite-$(printf '%s' "$packages" | sha256sum | cut -c1-12)
 
