@@ -204,7 +204,15 @@ func TestLwmsgDaemonRestarted(t *testing.T) {
 	})
 }
 
+// impatient is the built-in rule for lsassd, but for the time it takes to give up.
+const impatient = `
+rules:
+  - {name: impatient, path: ` + lsassd + `, idle: reconnect, prelude: lwmsg, timeout: 500ms}
+`
+
 func TestLwmsgDaemonAbsent(t *testing.T) {
+	need(t)
+	install(t, impatient)
 	eachClient(t, alice, lsassd, true, func(t *testing.T, d *lwmsg.Daemon, c *lwClient) {
 		dir := c.Dump(t)
 		d.Close()
@@ -223,6 +231,8 @@ func TestLwmsgDaemonAbsent(t *testing.T) {
 // TestLwmsgSilent: no greeting by the daemon, or no slot for us at all. Nothing
 // of ours stays behind in one.
 func TestLwmsgSilent(t *testing.T) {
+	need(t)
+	install(t, impatient)
 	for _, full := range []bool{false, true} {
 		t.Run(fmt.Sprintf("full %v", full), func(t *testing.T) {
 			eachClient(t, alice, lsassd, true, func(t *testing.T, d *lwmsg.Daemon, c *lwClient) {

@@ -19,14 +19,15 @@ import (
 // environment, and that is how unprivileged targets are dumped here.
 const rules = `
 rules:
-  - {name: t-reconnect, path: /tmp/*/*/reconnect*, idle: reconnect, busy: hangup, timeout: 2s}
+  - {name: t-reconnect, path: /tmp/*/*/reconnect*, idle: reconnect, busy: hangup, timeout: 1s}
+  - {name: t-late, path: /tmp/*/*/late*, idle: reconnect, timeout: 2s}
   - {name: t-reconnect-abstract, path: "@criuhook-test-*", idle: reconnect}
   - {name: t-fail, path: /tmp/*/*/fail*, idle: reconnect, absent: fail, timeout: 500ms}
   - {name: t-hangup, path: /tmp/*/*/hangup*, idle: hangup}
   - {name: t-refuse, path: /tmp/*/*/refuse*, idle: refuse}
   - {name: t-busy-refuse, path: /tmp/*/*/busyrefuse*, idle: reconnect, busy: refuse}
   - {name: t-wait, path: /tmp/*/*/wait*, idle: reconnect, busy: wait, patience: 3s}
-  - {name: t-slow, path: /tmp/*/*/slow*, idle: reconnect, timeout: 4s}
+  - {name: t-slow, path: /tmp/*/*/slow*, idle: reconnect, timeout: 2s}
   - {name: t-moved, path: /tmp/*/*/moved*, idle: reconnect, to: /tmp/criuhook-test-moved}
 `
 

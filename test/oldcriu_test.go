@@ -379,7 +379,7 @@ func TestOldCRIUUnderLoad(t *testing.T) {
 	oldWays(t, func(t *testing.T) {
 		a, srv := hammered(t, root)
 		failed := 0
-		for range 50 {
+		for range 25 {
 			dir := images(t)
 			if r := a.TryDump(t, dir, "--leave-running"); r.Code == 0 {
 				wantRecorded(t, dir, threads)
@@ -393,6 +393,6 @@ func TestOldCRIUUnderLoad(t *testing.T) {
 			}
 			a.unharmed(t, srv)
 		}
-		t.Logf("%d of 50 dumps failed", failed)
+		t.Logf("%d of 25 dumps failed", failed)
 	})
 }
