@@ -5,9 +5,12 @@ package test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,6 +146,15 @@ func TestEOFOnClose(t *testing.T) {
 	}
 }
 
+// traced reports whether a thread of a process has a tracer.
+func traced(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	return slices.ContainsFunc(threads, func(status string) bool {
+		b, err := os.ReadFile(status)
+		return err == nil && !strings.Contains(string(b), "\nTracerPid:\t0\n")
+	})
+}
+
 // TestExitStatus: who stays the parent of what it restored ends as that ends,
 // as CRIU does.
 func TestExitStatus(t *testing.T) {
@@ -156,6 +168,8 @@ func TestExitStatus(t *testing.T) {
 		a.restoreBy = w
 		r := a.startRestore(t, dir, false, nil)
 		a.Awake(t)
+		// Before, a thread that ends makes CRIU fail the restore.
+		eventually(t, "CRIU has let go of it", func() bool { return !traced(a.PID) })
 		do()
 		res := r.ended(t)
 		a.Gone(t)

