@@ -20,6 +20,9 @@ import (
 	"criuhook/sockpeer"
 )
 
+// atOnce is what the first answer takes of a daemon that owes nothing.
+const atOnce = 50 * time.Millisecond
+
 // soon is how long a first answer may take after a restore. What goes wrong
 // takes five seconds and more: those are the clients' own timeouts.
 const soon = time.Second
@@ -76,7 +79,7 @@ var askerBinary = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("pkg-config: %w", err)
 	}
 	bin := filepath.Join(dir, "client")
-	args := append([]string{"-O2", "-Wall", "-Werror", "-o", bin, "daemons/client.c"}, strings.Fields(string(flags))...)
+	args := append([]string{"-O2", "-Wall", "-Werror", "-pthread", "-o", bin, "daemons/client.c"}, strings.Fields(string(flags))...)
 	if out, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build client: %w\n%s", err, out)
 	}
@@ -95,12 +98,18 @@ type Asker struct {
 // startAsker starts the client as alice and waits until all was asked once.
 func startAsker(t testing.TB, what ...string) *Asker {
 	t.Helper()
+	return startAskerAs(t, alice, nil, what...)
+}
+
+// startAskerAs starts the client as u, with options.
+func startAskerAs(t testing.TB, u User, options []string, what ...string) *Asker {
+	t.Helper()
 	bin, err := askerBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := &Asker{Lookup: &Lookup{stats: filepath.Join(folder(t), "stats"), perRound: len(what)}, what: what}
-	a.Process = start(t, alice, nil, bin, append([]string{a.stats}, what...)...)
+	a.Process = start(t, u, nil, bin, slices.Concat(options, []string{a.stats}, what)...)
 	a.writes = []string{a.stats}
 	a.alive = func(t testing.TB) { t.Helper(); a.rounds(t, 1) }
 	eventually(t, "the first round", func() bool { n, _, all := a.count(t); return n == a.perRound && all })
@@ -149,6 +158,15 @@ func (a *Asker) leaked(t testing.TB, before map[int]string) int {
 	return len(now) - len(before)
 }
 
+// awaitRead waits until the daemons have read all that the process has sent. A
+// connection is busy as long as they have not.
+func (a *Asker) awaitRead(t testing.TB) {
+	t.Helper()
+	eventually(t, "everything sent to be read", func() bool {
+		return !slices.ContainsFunc(a.connections(t), func(c sockpeer.Connection) bool { return c.SendQueue > 0 })
+	})
+}
+
 // accepted is a connection at its daemon's end.
 type accepted struct {
 	by   int // the daemon's pid
@@ -161,12 +179,13 @@ func acceptedBy(t testing.TB, listener sockpeer.Name, comms ...string) (out []ac
 	t.Helper()
 	for _, comm := range comms {
 		for _, pid := range runningLike(comm) {
-			out = append(out, acceptedIn(pid, string(listener))...)
+			out = append(out, acceptedIn(pid, listener.Pattern())...)
 		}
 	}
 	return out
 }
 
+// acceptedIn names a listener as package unix does: @ for an abstract one.
 func acceptedIn(pid int, listener string) (out []accepted) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -222,10 +241,10 @@ func (a *Asker) seenBy(t testing.TB, listener sockpeer.Name, comms ...string) st
 		return len(got) == 1
 	})
 	p := got[0].peer
-	if p.Uid != alice.UID || p.Gid != alice.GID || wayOf(t) != byScript && !a.inPlace && int(p.Pid) != a.PID {
-		t.Errorf("%s sees %+v as its client, expected process %d of %+v", comms[0], p, a.PID, alice)
+	if p.Uid != a.User.UID || p.Gid != a.User.GID || wayOf(t) != byScript && !a.inPlace && int(p.Pid) != a.PID {
+		t.Errorf("%s sees %+v as its client, expected process %d of %+v", comms[0], p, a.PID, a.User)
 	}
-	return seenAs(p.Uid, alice)
+	return seenAs(p.Uid, a.User)
 }
 
 // runningLike lists the processes with a name.
@@ -277,6 +296,22 @@ func freezeAll(t testing.TB, comms ...string) (thaw func()) {
 	})
 	t.Cleanup(thaw)
 	return thaw
+}
+
+// waits are how long first answers took, one after each restore.
+type waits []time.Duration
+
+func (w waits) longest() time.Duration { return slices.Max(w) }
+
+// wantMost checks that half of them are below a bound, and that none took as
+// long as what goes wrong does: single ones say something of the machine, too.
+func (w waits) wantMost(t testing.TB, what string, bound time.Duration) {
+	t.Helper()
+	sorted := slices.Sorted(slices.Values(w))
+	if m := sorted[len(sorted)/2]; m >= bound || w.longest() >= soon {
+		t.Errorf("%s: the median of %d first answers is %v, the longest %v; expected less than %v and %v",
+			what, len(w), m, w.longest(), bound, soon)
+	}
 }
 
 // observeSoon notes an observation, and that what goes wrong would take longer.

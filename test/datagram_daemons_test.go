@@ -29,13 +29,15 @@ type logger struct {
 	// connects: the client's socket is connected. sd_journal_print's is not: it
 	// names the daemon with each message, and CRIU needs no help with it.
 	connects bool
-	read     func(t testing.TB) []logged
+	// twenty: TestFieldCycles has no such client.
+	twenty bool
+	read   func(t testing.TB) []logged
 }
 
 var loggers = []logger{
-	{"rsyslog", "rsyslogd", "syslog(3)", "syslog", "/dev/log", "syslog", true, rsyslogHas},
-	{"journald", "systemd-journal", "syslog(3)", "syslog", "/run/systemd/journal/dev-log", "journald-dev-log", true, journalHas},
-	{"journald", "systemd-journal", "sd_journal_print", "journal", "/run/systemd/journal/socket", "journald", false, journalHas},
+	{"rsyslog", "rsyslogd", "syslog(3)", "syslog", "/dev/log", "syslog", true, false, rsyslogHas},
+	{"journald", "systemd-journal", "syslog(3)", "syslog", "/run/systemd/journal/dev-log", "journald-dev-log", true, true, journalHas},
+	{"journald", "systemd-journal", "sd_journal_print", "journal", "/run/systemd/journal/socket", "journald", false, false, journalHas},
 }
 
 func rsyslogHas(t testing.TB) (out []logged) {
@@ -128,6 +130,10 @@ func TestLogDaemons(t *testing.T) {
 				before := running(l.comm)
 				t.Run("idle", func(t *testing.T) { l.idle(t, "idle", func() {}) })
 				t.Run("busy", l.busy)
+				if l.twenty {
+					t.Run("idle cycles", func(t *testing.T) { l.cycles(t, false) })
+					t.Run("busy cycles", func(t *testing.T) { l.cycles(t, true) })
+				}
 				if after := running(l.comm); fmt.Sprint(before) != fmt.Sprint(after) {
 					t.Errorf("processes of %s: %v, now %v", l.daemon, before, after)
 				}
@@ -150,6 +156,7 @@ func (l logger) policy(action string) string {
 func (l logger) idle(t *testing.T, state string, between func()) {
 	a := startAsker(t, l.what)
 	fds := a.fds(t)
+	a.awaitRead(t)
 	dir := a.Dump(t)
 	l.wantRecord(t, record(t, dir), proto.Action_ACTION_RECONNECT)
 	between()
@@ -211,6 +218,58 @@ func (l logger) busy(t *testing.T) {
 	})
 	a.wantFailed(t, "later", 0)
 	a.Kill(t)
+}
+
+// cycles dumps and restores twenty times, between two messages or while one waits
+// for room. Each arrives, once, as the application's.
+func (l logger) cycles(t *testing.T, busy bool) {
+	seen, sockets := len(l.read(t)), socketsOf(l.comm)
+	a := startAsker(t, l.what)
+	fds := a.fds(t)
+	state, policy, action, perCycle := "idle", "reconnect", proto.Action_ACTION_RECONNECT, 1
+	if busy {
+		state, policy, action, perCycle = "busy", "hangup", proto.Action_ACTION_HANGUP, 2
+	}
+	var under, next waits
+	for n := range fieldCycles {
+		thaw := func() {}
+		if busy {
+			thaw = freezeAll(t, l.comm)
+			fill(t, string(l.listener))
+			a.ask(t)
+			eventually(t, "the message to wait for room", func() bool { return inSend(a.PID) })
+		} else {
+			a.awaitRead(t)
+		}
+		rec, restored := a.cycle(t, thaw)
+		l.wantRecord(t, rec, action)
+		if busy {
+			eventually(t, "the message that was under way", func() bool { return a.answer(t, l.what).asked == 2*n+2 })
+			under = append(under, time.Since(restored))
+		}
+		a.rounds(t, 1)
+		next = append(next, a.answer(t, l.what).last)
+	}
+	a.wantFailed(t, fmt.Sprintf("in %d cycles", fieldCycles), 0)
+	bound, longest := atOnce, next.longest()
+	if busy {
+		under.wantMost(t, l.client+", the message under way", soon)
+		bound, longest = soon, max(longest, under.longest())
+	}
+	next.wantMost(t, l.client+", the next message", bound)
+	a.wantAllLoggedBy(t, l.daemon, l.read, seen, perCycle*fieldCycles+1)
+	o := Observation{
+		Client: l.client, Daemon: l.daemon, Policy: policy, State: fmt.Sprintf("%s, %d cycles", state, fieldCycles),
+		Failed: a.failed(t), Longest: longest, FDsLeaked: a.leaked(t, fds),
+	}
+	if !busy {
+		o.Identity = theApplications // as wantAllLoggedBy found
+	}
+	observeSoon(t, o)
+	a.Kill(t)
+	if now := socketsOf(l.comm); now != sockets {
+		t.Errorf("%s had %d sockets, now it has %d", l.daemon, sockets, now)
+	}
 }
 
 // inSend reports whether a process waits in the kernel to send.

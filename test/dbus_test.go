@@ -16,6 +16,10 @@ const (
 	systemBus = "/run/dbus/system_bus_socket"
 	busDaemon = "dbus-daemon"
 
+	// Here the process that began to listen is the parent of a bus that has put
+	// itself into the background: see sessionBus.sdbus for the other case.
+	sdbusClient = "sd-bus (whose pidfd of the bus is of a process that has ended)"
+
 	busHangup    = `rules: [{name: t-bus, path: /run/dbus/system_bus_socket, idle: hangup}]`
 	busReconnect = `rules: [{name: t-bus, path: /run/dbus/system_bus_socket, idle: reconnect, prelude: dbus}]`
 )
@@ -72,7 +76,7 @@ func TestBusHangup(t *testing.T) {
 			what   []string
 		}{
 			{"libdbus, connects anew", []string{"bus", "bus-unique", "bus-own", "bus-match"}},
-			{"sd-bus, connects anew", []string{"sdbus"}},
+			{sdbusClient + ", connects anew", []string{"sdbus"}},
 		} {
 			a := startAsker(t, c.what...)
 			fds := a.fds(t)
@@ -123,6 +127,7 @@ func TestBusReconnect(t *testing.T) {
 	bus(t)
 	install(t, busReconnect)
 	ways(t, func(t *testing.T) {
+		daemon := running(busDaemon)
 		for _, restart := range []bool{false, true} {
 			t.Run(map[bool]string{false: "idle", true: "restarted"}[restart], func(t *testing.T) {
 				a := startAsker(t, "bus", "bus-unique", "bus-own", "bus-match")
@@ -130,8 +135,12 @@ func TestBusReconnect(t *testing.T) {
 				dir := a.Dump(t)
 				recordedBus(t, dir, proto.Action_ACTION_RECONNECT, "t-bus")
 				state := "idle"
+				if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
+					t.Errorf("the bus was process %v, now it is %v", daemon, now)
+				}
 				if restart {
 					doDaemons(t, "restart", "dbus")
+					daemon = running(busDaemon)
 					state = "idle, daemon restarted"
 				}
 				a.Restore(t, dir)
@@ -173,7 +182,7 @@ func TestBusReconnect(t *testing.T) {
 		}
 		for _, c := range []struct{ what, client string }{
 			{"bus-exits", "libdbus, exit_on_disconnect (its default)"},
-			{"sdbus", "sd-bus"},
+			{"sdbus", sdbusClient},
 		} {
 			t.Run(c.what, func(t *testing.T) {
 				a := startAsker(t, c.what)
@@ -197,6 +206,9 @@ func TestBusReconnect(t *testing.T) {
 				wantUnconnected(t, systemBus, busDaemon)
 			})
 		}
+		if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
+			t.Errorf("the bus was process %v, now it is %v", daemon, now)
+		}
 		nothingLeft(t)
 	})
 }
@@ -206,6 +218,7 @@ func TestBusBusy(t *testing.T) {
 	bus(t)
 	install(t, busReconnect)
 	ways(t, func(t *testing.T) {
+		daemon := running(busDaemon)
 		a := startAsker(t, "bus")
 		fds := a.fds(t)
 		thaw := freezeAll(t, busDaemon)
@@ -225,6 +238,10 @@ func TestBusBusy(t *testing.T) {
 		}
 		a.rounds(t, 3)
 		a.wantFailed(t, "later", failed)
+		if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
+			t.Errorf("the bus was process %v, now it is %v", daemon, now)
+		}
+		a.seenBy(t, systemBus, busDaemon)
 		observeSoon(t, Observation{
 			Client: "libdbus, connects anew", Daemon: busDaemon, Policy: "hangup", State: "busy",
 			Failed: failed, Longest: longest, FDsLeaked: a.leaked(t, fds),

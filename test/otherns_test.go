@@ -3,7 +3,10 @@
 package test
 
 import (
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 // nameService is a daemon that is asked for one thing by one client.
 type nameService struct {
 	daemon   string // of test/daemons
+	which    string // of its sockets, if that is not all it has
 	client   string
 	comms    []string // the daemon's processes that talk to clients
 	listener sockpeer.Name
@@ -24,6 +28,20 @@ type nameService struct {
 	keeps bool
 	// fails is how many questions under way a hangup makes fail.
 	fails int
+	// user is who asks; nil: alice.
+	user *User
+}
+
+func (s nameService) start(t testing.TB) *Asker {
+	t.Helper()
+	return startAskerAs(t, s.who(), nil, s.what)
+}
+
+func (s nameService) who() User {
+	if s.user != nil {
+		return *s.user
+	}
+	return alice
 }
 
 var nameServices = []nameService{
@@ -47,6 +65,69 @@ var nameServices = []nameService{
 		listener: "/run/avahi-daemon/socket", rule: "avahi",
 		sources: "hosts: files mdns4_minimal", what: "host=sandbox.local", fails: 1,
 	},
+}
+
+// winbindPrivileged is winbindd at the pipe for those it trusts with more.
+var winbindPrivileged = nameService{
+	daemon: "winbind", which: ", privileged pipe", client: "libwbclient", comms: []string{"winbindd"},
+	listener: "/var/lib/samba/winbindd_privileged/pipe", rule: "winbind-privileged",
+	sources: "group: files", what: "uid", keeps: true, fails: 1,
+}
+
+// mayUsePrivileged is alice in the group that may use that pipe.
+func mayUsePrivileged(t testing.TB) User {
+	t.Helper()
+	b, err := os.ReadFile("/etc/group")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Split(line, ":"); len(f) == 4 && f[0] == "winbindd_priv" {
+			gid, err := strconv.ParseUint(f[2], 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u := alice
+			u.Groups = append(slices.Clone(alice.Groups), uint32(gid))
+			return u
+		}
+	}
+	t.Fatal("/etc/group does not know winbindd_priv")
+	return User{}
+}
+
+// TestWinbindPrivileged: connections to the privileged pipe, which only a
+// process with the application's groups can make again. Each request is one that
+// winbindd grants to nobody on the other pipe.
+func TestWinbindPrivileged(t *testing.T) {
+	need(t)
+	runDaemons(t, "winbind")
+	member := mayUsePrivileged(t)
+	for _, of := range []struct {
+		name, note string
+		user       User
+		restarted  bool // takes seconds
+	}{
+		{"member", " of a user of the group winbindd_priv", member, true},
+		{"root", " of root", root, false},
+	} {
+		t.Run(of.name, func(t *testing.T) {
+			s := winbindPrivileged
+			s.client, s.user = s.client+of.note, &of.user
+			ways(t, func(t *testing.T) {
+				before := running("winbindd")
+				t.Run("idle", s.idle)
+				t.Run("busy", s.busy)
+				if after := running("winbindd"); !slices.Equal(before, after) {
+					t.Errorf("processes of winbindd: %v, now %v", before, after)
+				}
+				if of.restarted {
+					t.Run("restarted", s.restarted)
+				}
+				nothingLeft(t)
+			})
+		})
+	}
 }
 
 // TestNameServices: real winbindd, nslcd, systemd-userdbd and avahi-daemon, and
@@ -98,7 +179,7 @@ func (s nameService) wantIdle(t *testing.T, rec *proto.Record) {
 		t.Fatalf("recorded: %v; expected one connection", rec.Connections)
 	}
 	c := rec.Connections[0]
-	if c.Action != proto.Action_ACTION_RECONNECT || c.Rule != s.rule || string(c.Peer.Name) != string(s.listener) || c.Identity.Uid != alice.UID || c.Busy != "" {
+	if c.Action != proto.Action_ACTION_RECONNECT || c.Rule != s.rule || string(c.Peer.Name) != string(s.listener) || c.Identity.Uid != s.who().UID || c.Busy != "" {
 		t.Errorf("recorded: %v", c)
 	}
 }
@@ -112,7 +193,7 @@ func (s nameService) restarted(t *testing.T) {
 
 func (s nameService) betweenLookups(t *testing.T, state string, between func()) {
 	s.wantNobody(t)
-	a := startAsker(t, s.what)
+	a := s.start(t)
 	s.identity(t, a)
 	fds := a.fds(t)
 	dir := a.Dump(t)
@@ -130,7 +211,7 @@ func (s nameService) betweenLookups(t *testing.T, state string, between func()) 
 		policy = "nothing to do"
 	}
 	observeSoon(t, Observation{
-		Client: s.client, Daemon: s.daemon, Policy: policy, State: state,
+		Client: s.client, Daemon: s.daemon + s.which, Policy: policy, State: state,
 		Failed: a.failed(t), Longest: first, FDsLeaked: a.leaked(t, fds), Identity: s.identity(t, a),
 	})
 	a.wantFailed(t, "after the restore", 0)
@@ -141,7 +222,7 @@ func (s nameService) betweenLookups(t *testing.T, state string, between func()) 
 // busy: the daemon does not answer when the dump comes.
 func (s nameService) busy(t *testing.T) {
 	s.wantNobody(t)
-	a := startAsker(t, s.what)
+	a := s.start(t)
 	fds := a.fds(t)
 	thaw := freezeAll(t, s.comms...)
 	a.ask(t)
@@ -167,7 +248,7 @@ func (s nameService) busy(t *testing.T) {
 		longest = max(longest, a.answer(t, s.what).last)
 	}
 	observeSoon(t, Observation{
-		Client: s.client, Daemon: s.daemon, Policy: "hangup", State: "busy",
+		Client: s.client, Daemon: s.daemon + s.which, Policy: "hangup", State: "busy",
 		Failed: failed, Longest: longest, FDsLeaked: a.leaked(t, fds),
 	})
 	s.identity(t, a)

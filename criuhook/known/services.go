@@ -53,7 +53,7 @@ var services = []service{
 	{names: []string{"/run/nscd/socket"}, daemon: "nscd", service: "name service cache", libraries: libc, own: true, variant: "unscd"},
 
 	{names: []string{"/run/samba/winbindd/pipe"}, daemon: "winbind", service: "name service and authentication", libraries: winbind},
-	{names: []string{"/var/lib/samba/winbindd_privileged/pipe"}, daemon: "winbind", service: "name service and authentication, for root",
+	{names: []string{"/var/lib/samba/winbindd_privileged/pipe"}, daemon: "winbind", service: "name service and authentication (privileged pipe)",
 		libraries: winbind},
 	{names: []string{"/run/nslcd/socket"}, daemon: "nslcd", service: "LDAP name service and authentication", libraries: nslcd},
 

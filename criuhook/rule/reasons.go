@@ -21,10 +21,16 @@ var aboutSSSD = reasons{
 			"has asked keeps a connection (in older versions, the process keeps one), begun with a version exchange. Before a " +
 			"request newer ones compare pid, /proc/self and the socket with what they remember; after a restore these differ, and " +
 			"they connect anew by themselves, leaving the old fd open. Older ones go on with the connection that they find.",
-		Cost: "Idle: no lookup fails, the first one takes about a millisecond. One fd for each such connection stays open until the " +
-			"process ends. Busy: the lookup under way fails at once, the next one works.",
+		Cost: "Idle: no lookup fails, the first one takes some milliseconds. The library leaves one fd open for each thread and " +
+			"restore, until the process ends, whatever the rule. By this rule these, too, are connected anew at each restore, so that " +
+			"sssd has one connection more for each thread and restore (after twenty restores of two threads 42), until " +
+			"it hangs up on those that were idle for its client_idle_timeout (60 seconds by default; it looks every 30) and has as many as " +
+			"before (2). Where restores follow each other faster than that, hang up instead, which fails no lookup either: " +
+			"rules: [{name: sssd-hangup, path: /var/lib/sss/pipes/*, idle: hangup}]. Busy: the lookup under way fails at " +
+			"once, the next one works; sssd keeps its end until client_idle_timeout, as of every client that goes away " +
+			"during a request.",
 		Known: "sssd: src/sss_client/common.c (sss_cli_check_socket, sss_cli_check_version, sss_cli_recv_rep), sss_cli.h. Measured; " +
-			"TestSSSDIdle, TestSSSDMidRequest, TestSSSDForked.",
+			"TestSSSDServices, TestSSSDServicesMidRequest, TestSSSDTwentyCycles, TestSSSDIdleTimeout, TestSSSDForked.",
 	},
 }
 
@@ -33,10 +39,12 @@ var aboutNSCD = reasons{
 		"answer, so a busy connection is hung up, and glibc asks the sources itself.",
 	About: About{
 		Client: "glibc itself opens a connection for each request and closes it after the answer; between requests there is none, " +
-			"only the mapped database. unscd listens at the same name and speaks the same protocol, without the database.",
-		Cost: "Idle: none. Busy: none but time, the lookup under way is answered from the sources of nsswitch.conf.",
+			"only the mapped database. unscd listens at the same name and speaks the same protocol, without the database; Debian " +
+			"installs it as /usr/sbin/nscd, and there scan cannot tell the two apart.",
+		Cost: "Idle: none. Busy: none but time, the lookup under way is answered from the sources of nsswitch.conf, and so are the " +
+			"hundred after it: then glibc asks nscd again.",
 		Known: "glibc: nscd/nscd_helper.c (__nscd_open_socket, wait_on_socket), nscd/nscd-client.h. Measured; " +
-			"TestNSCD.",
+			"TestNSCD, TestNSCDVariants, TestNSCDCycles, TestUnscd.",
 	},
 }
 
@@ -93,14 +101,16 @@ var aboutWinbind = reasons{
 	why: "The client takes a new connection as it is, without any greeting. A request under way would wait " +
 		"half a minute for its answer, so a busy connection is hung up.",
 	About: About{
-		Client: "libnss_winbind, pam_winbind and libwbclient keep a connection each; once connected they ask for the interface's version " +
-			"and for the privileged pipe, as ordinary requests. Before each request they look whether the connection was closed, " +
+		Client: "libnss_winbind, pam_winbind and libwbclient keep a connection each; once connected they ask for the interface's version, " +
+			"and, if a request needs it, for the name of the privileged pipe, to which they then change; both are ordinary requests. " +
+			"The privileged pipe lies in a directory that only root and the group winbindd_priv may enter. Before each request they look whether the connection was closed, " +
 			"and then open another.",
 		Cost: "Idle: none, the same fd goes on. But an enumeration (getpwent, getgrent) that is between two calls ends early, as after " +
 			"a hangup: the server keeps its place with the connection. Busy: the request under way is asked again over another " +
 			"connection, or fails, and the next one works.",
 		Known: "samba: nsswitch/wb_common.c (winbind_open_pipe_sock, winbind_write_sock, winbind_read_sock, " +
-			"winbindd_request_response), source3/winbindd/winbindd_getpwent.c. Measured, but for the enumeration.",
+			"winbindd_request_response), source3/winbindd/winbindd_getpwent.c. Measured, but for the enumeration; " +
+			"TestNameServices, TestWinbindPrivileged, TestFieldCycles.",
 	},
 }
 
@@ -110,8 +120,9 @@ var aboutNSLCD = reasons{
 	About: About{
 		Client: "libnss_ldap and pam_ldap open a connection for each request and close it after the answer; an enumeration (getpwent) " +
 			"keeps its own until its end.",
-		Cost:  "The request under way, or the enumeration, fails at once; the next one works. Without the hangup it would wait 60 seconds.",
-		Known: "nss-pam-ldapd: common/nslcd-prot.c (nslcd_client_open, READ_TIMEOUT), nss/common.h (read, not run).",
+		Cost: "The request under way, or the enumeration, fails at once; the next one works. Without the hangup it would wait 60 seconds.",
+		Known: "nss-pam-ldapd: common/nslcd-prot.c (nslcd_client_open, READ_TIMEOUT), nss/common.h (the 60 seconds and the enumeration are read, not " +
+			"run). Measured; TestNameServices, TestFieldCycles.",
 	},
 }
 
@@ -121,8 +132,9 @@ var aboutUserDB = reasons{
 	About: About{
 		Client: "libnss_systemd opens varlink connections for each request, to the multiplexer or to each service, and closes them after " +
 			"the answer; an enumeration keeps its own until its end.",
-		Cost:  "The request under way fails at once in this source, and nsswitch.conf's next one is asked; the next request works.",
-		Known: "systemd: src/shared/userdb.c (userdb_connect, userdb_start_query), src/nss-systemd (read, not run).",
+		Cost: "The request under way fails at once in this source, and nsswitch.conf's next one is asked; the next request works.",
+		Known: "systemd: src/shared/userdb.c (userdb_connect, userdb_start_query), src/nss-systemd (the enumeration is read, not " +
+			"run). Measured; TestNameServices, TestFieldCycles.",
 	},
 }
 
@@ -132,7 +144,7 @@ var aboutAvahi = reasons{
 	About: About{
 		Client: "libnss_mdns opens a connection for each name or address, and closes it after the answer.",
 		Cost:   "The lookup under way fails at once in this source, and nsswitch.conf's next one is asked; the next lookup works.",
-		Known:  "nss-mdns: src/avahi.c (open_socket, avahi_resolve_name; read, not run).",
+		Known:  "nss-mdns: src/avahi.c (open_socket, avahi_resolve_name). Measured; TestNameServices, TestFieldCycles.",
 	},
 }
 
@@ -144,7 +156,7 @@ var aboutLog = reasons{
 		Cost: "Idle: none; what was sent before the dump is in the daemon's hands. Busy (the daemon has not read all yet): hung up, " +
 			"which syslog() mends by itself; other programs lose what they send until they connect anew.",
 		Known: "glibc: misc/syslog.c (__vsyslog_internal, openlog_internal); systemd: src/libsystemd/sd-journal/journal-send.c " +
-			"(journal_fd).",
+			"(journal_fd). Measured; TestLogDaemons, TestFieldCycles.",
 	},
 }
 
@@ -167,8 +179,11 @@ var aboutDBus = reasons{
 		Client: "libdbus, GDBus and sd-bus authenticate, say Hello and are given a unique name; the names they own, their match rules and " +
 			"their calls under way live in the bus's connection.",
 		Cost: "The dump is refused, and the application runs on. By your own rule: after a hangup calls end with NoReply, and then " +
-			"libdbus ends the process (exit_on_disconnect); after a reconnect signals no longer arrive, and others do not find its names.",
-		Known: "dbus: dbus/dbus-bus.c (exit_on_disconnect), the D-Bus Specification (Message Bus Specification). Measured.",
+			"libdbus ends the process (exit_on_disconnect); after a reconnect signals no longer arrive, and others do not find its names. " +
+			"No rule helps a client by sd-bus (of systemd 257, say): it keeps a pidfd of the process that listens for the bus, and CRIU " +
+			"4.1.1 does not dump that (pidfd pid N is not a part of process tree) as long as that process lives.",
+		Known: "dbus: dbus/dbus-bus.c (exit_on_disconnect), the D-Bus Specification (Message Bus Specification). Measured; " +
+			"TestBusRefused, TestBusHangup, TestBusReconnect, TestBusBusy, TestSessionBus.",
 	},
 }
 

@@ -3,10 +3,12 @@
  * client: asks daemons by their usual client libraries, and writes down how
  * that goes. It knows nothing of checkpoints.
  *
- * Usage: client STATS WHAT…
+ * Usage: client [-t] STATS WHAT…
  *
- *   user=NAME, group=NAME, host=NAME   name services, through glibc
+ *   user=NAME, group=NAME, host=NAME, service=NAME   name services, through glibc
  *   absent=NAME    a user that there must not be
+ *   uid            a new uid of winbindd's range with libwbclient, which only
+ *                  those get who may use the privileged pipe
  *   syslog         a line with syslog(3), over a connection kept open
  *   journal        the same with sd_journal_print(3)
  *   bus            a method call with libdbus; a bus that has hung up is connected
@@ -17,7 +19,10 @@
  *   bus-match      … and does it still send the signals that we asked for?
  *   sdbus          a method call with sd-bus, connected anew as with "bus"
  *
- * All of it is asked once at the start and then at each SIGUSR1. STATS has one
+ * The bus is the session's if DBUS_SESSION_BUS_ADDRESS is set, else the system's.
+ *
+ * All of it is asked once at the start and then at each SIGUSR1, one after the
+ * other; with -t each in a thread of its own, at the same time. STATS has one
  * line for each WHAT, of a fixed length (CRIU refuses to reopen a file whose size
  * has changed), rewritten after each question:
  *
@@ -27,15 +32,17 @@
  * has ever taken and round_us the last one, errno that of the last failure, uid
  * always 0. What is logged is "criuhook-test round N": N from 1.
  *
- * cc -O2 -Wall -o client client.c $(pkg-config --cflags --libs dbus-1 libsystemd)
+ * cc -O2 -Wall -o client client.c $(pkg-config --cflags --libs dbus-1 libsystemd) -pthread
  */
 #define _GNU_SOURCE
 #include <dbus/dbus.h>
+#include <dlfcn.h>
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <netdb.h>
+#include <pthread.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -54,7 +61,8 @@ enum { LINE = 128, BUFFER = 16384, CALL_MS = 5000 };
 #define OURS "org.criuhook.Test"
 #define MATCH "type='signal',interface='org.criuhook.Test'"
 
-static unsigned long rounds;
+/* The round that a thread is in. */
+static _Thread_local unsigned long rounds;
 
 static unsigned long now_us(void)
 {
@@ -103,6 +111,34 @@ static int host(const char *name)
 		return error == EAI_SYSTEM && errno ? errno : ENOENT;
 	freeaddrinfo(found);
 	return 0;
+}
+
+static int service(const char *name)
+{
+	char buf[BUFFER];
+	struct servent entry, *found;
+	int error = getservbyname_r(name, "tcp", &entry, buf, sizeof(buf), &found);
+
+	if (error || !found)
+		return error ? error : ENOENT;
+	return strcmp(entry.s_name, name) ? EBADMSG : 0;
+}
+
+/* Debian has no header for it but with all of samba. */
+static int new_uid(const char *arg)
+{
+	static int (*allocate)(uid_t *uid); /* wbcAllocateUid */
+	uid_t uid = 0;
+
+	(void)arg;
+	if (!allocate) {
+		void *lib = dlopen("libwbclient.so.0", RTLD_NOW);
+
+		allocate = lib ? (int (*)(uid_t *))dlsym(lib, "wbcAllocateUid") : NULL;
+	}
+	if (!allocate)
+		return ELIBACC;
+	return allocate(&uid) ? EIO : uid ? 0 : EBADMSG;
 }
 
 static int log_line(const char *arg)
@@ -159,6 +195,8 @@ static int call(const char *method, const char *arg, unsigned *answer)
 	return 0;
 }
 
+static int of_session(void) { return getenv("DBUS_SESSION_BUS_ADDRESS") != NULL; }
+
 static int connected(int exits)
 {
 	DBusError e = DBUS_ERROR_INIT;
@@ -169,7 +207,7 @@ static int connected(int exits)
 	}
 	if (bus)
 		return 0;
-	bus = dbus_bus_get_private(DBUS_BUS_SYSTEM, &e);
+	bus = dbus_bus_get_private(of_session() ? DBUS_BUS_SESSION : DBUS_BUS_SYSTEM, &e);
 	if (!bus)
 		return ECONNREFUSED;
 	dbus_connection_set_exit_on_disconnect(bus, exits);
@@ -248,7 +286,7 @@ static int sdbus(const char *arg)
 	(void)arg;
 	if (b && sd_bus_is_open(b) <= 0)
 		b = sd_bus_close_unref(b);
-	if (!b && (r = sd_bus_open_system(&b)) < 0)
+	if (!b && (r = of_session() ? sd_bus_open_user(&b) : sd_bus_open_system(&b)) < 0)
 		return -r;
 	r = sd_bus_call_method(b, BUS, "/org/freedesktop/DBus", BUS, "GetId", NULL, NULL, NULL);
 	return r < 0 ? -r : 0;
@@ -259,7 +297,8 @@ static const struct {
 	int (*ask)(const char *arg);
 } kinds[] = {
 	{ "user", user },	    { "absent", absent },      { "group", group },
-	{ "host", host },	    { "syslog", log_line },    { "journal", journal },
+	{ "host", host },	    { "service", service },    { "uid", new_uid },
+	{ "syslog", log_line },	    { "journal", journal },
 	{ "bus", bus_call },	    { "bus-exits", bus_exits }, { "bus-unique", bus_unique },
 	{ "bus-own", bus_own },	    { "bus-match", bus_match }, { "sdbus", sdbus },
 };
@@ -269,22 +308,25 @@ struct stats {
 	int error;
 };
 
-static void report(int out, int i, const struct stats *s)
+static char **whats;
+static int out, n;
+
+static void report(int i, const struct stats *s)
 {
 	char line[LINE + 1];
-	int n = snprintf(line, sizeof(line),
-			 "thread %3d lookups %10lu failed %10lu longest_us %10lu errno %4d uid %10u round_us %10lu",
-			 i, s->n, s->failed, s->longest, s->error, 0, s->us);
+	int len = snprintf(line, sizeof(line),
+			   "thread %3d lookups %10lu failed %10lu longest_us %10lu errno %4d uid %10u round_us %10lu",
+			   i, s->n, s->failed, s->longest, s->error, 0, s->us);
 
-	memset(line + n, ' ', LINE - n);
+	memset(line + len, ' ', LINE - len);
 	line[LINE - 1] = '\n';
 	if (pwrite(out, line, LINE, (off_t)i * LINE) != LINE)
 		err(1, "cannot write the stats");
 }
 
-static void ask(const char *what, struct stats *s)
+static void ask(int i, struct stats *s)
 {
-	const char *arg = strchrnul(what, '=');
+	const char *what = whats[i], *arg = strchrnul(what, '=');
 	size_t len = arg - what;
 	unsigned long start = now_us();
 
@@ -300,33 +342,69 @@ static void ask(const char *what, struct stats *s)
 			s->failed++;
 			s->error = error;
 		}
+		report(i, s);
 		return;
 	}
 	errx(2, "%s is nothing I can ask", what);
 }
 
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t asked = PTHREAD_COND_INITIALIZER;
+static unsigned long wanted = 1; /* rounds */
+
+static void *ask_alone(void *arg)
+{
+	struct stats s = { 0 };
+
+	for (;;) {
+		pthread_mutex_lock(&lock);
+		while (wanted <= rounds)
+			pthread_cond_wait(&asked, &lock);
+		pthread_mutex_unlock(&lock);
+		rounds++;
+		ask((int)(long)arg, &s);
+	}
+	return NULL;
+}
+
 int main(int argc, char **argv)
 {
 	struct stats stats[16] = { 0 };
-	int out, sig, n = argc - 2;
-	sigset_t wanted;
+	int sig, threads = argc > 1 && !strcmp(argv[1], "-t");
+	sigset_t usr1;
+	pthread_t id;
 
+	argc -= threads;
+	argv += threads;
+	n = argc - 2;
 	if (n < 1 || n > 16)
-		errx(2, "usage: client STATS WHAT...");
-	sigemptyset(&wanted);
-	sigaddset(&wanted, SIGUSR1);
-	sigprocmask(SIG_BLOCK, &wanted, NULL);
+		errx(2, "usage: client [-t] STATS WHAT...");
+	whats = argv + 2;
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &usr1, NULL);
 	out = open(argv[1], O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
 	if (out < 0)
 		err(1, "cannot make the stats file %s", argv[1]);
 	for (int i = 0; i < n; i++)
-		report(out, i, &stats[i]);
+		report(i, &stats[i]);
+	for (int i = 0; threads && i < n; i++) {
+		errno = pthread_create(&id, NULL, ask_alone, (void *)(long)i);
+		if (errno)
+			err(1, "cannot start thread %d", i);
+	}
 	for (;;) {
-		rounds++;
-		for (int i = 0; i < n; i++) {
-			ask(argv[2 + i], &stats[i]);
-			report(out, i, &stats[i]);
+		if (!threads) {
+			rounds++;
+			for (int i = 0; i < n; i++)
+				ask(i, &stats[i]);
 		}
-		sigwait(&wanted, &sig);
+		sigwait(&usr1, &sig);
+		if (threads) {
+			pthread_mutex_lock(&lock);
+			wanted++;
+			pthread_cond_broadcast(&asked);
+			pthread_mutex_unlock(&lock);
+		}
 	}
 }

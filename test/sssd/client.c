@@ -3,14 +3,14 @@
  * client: a client of one of sssd's services, as test/lookup is one of its name
  * service, with the same options and the same report.
  *
- * Usage: client -o STATS -s SERVICE… [-l] [-t THREADS] [-i MS] [-p]
+ * Usage: client -o STATS [-s SERVICE]… [-l SERVICE]… [-t THREADS] [-i MS] [-p]
  *
- *   -s SERVICE  nss, pam, sudo, autofs, ssh or pac: the name of the pipe; of
- *               several, each thread takes the next
- *   -l          through the real library, of pam and autofs: libpam with pam_sss,
- *               and libsss_autofs
+ *   -s SERVICE  nss, pam, sudo, autofs, ssh or pac: the name of the pipe
+ *   -l SERVICE  through the real library, of nss, pam and autofs: glibc with
+ *               libnss_sss (SSS_NSS_USE_MEMCACHE=NO, else it asks its cache),
+ *               libpam with pam_sss, and libsss_autofs
  *
- * Without -l it speaks the protocol as sssd's libraries did before they looked
+ * Of several services, each thread takes the next. With -s it speaks the protocol as sssd's libraries did before they looked
  * for changes of pid and socket (src/sss_client/common.c): a connection for each
  * thread, begun with GET_VERSION, and kept; before a request it is looked whether
  * it was closed, and if so, or if sending meets EPIPE, another is made. What
@@ -21,6 +21,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <poll.h>
+#include <pwd.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -42,10 +43,15 @@ static const struct service {
 	{ "ssh", 0, 0xe1, 0 },        /* GET_USER_PUBKEYS */
 	{ "pac", 1, 0x101, EBADMSG }, /* ADD_PAC_USER, of what is no PAC */
 };
-static const struct service *chosen[8];
+
+/* What the threads do, in turn. */
+static struct {
+	const struct service *service;
+	round_of *round;
+} chosen[16];
 static int nchosen;
 
-static const struct service *of_thread(long thread) { return chosen[thread % nchosen]; }
+static const struct service *of_thread(long thread) { return chosen[thread % nchosen].service; }
 
 struct packet {
 	uint32_t length, command, status, reserved;
@@ -209,6 +215,20 @@ static void *symbol(const char *library, const char *name)
 	return f;
 }
 
+/* Who is alice? */
+static void by_nss(long thread, struct stats *s)
+{
+	char buf[4096];
+	struct passwd entry, *found;
+	unsigned long start = now_us();
+	int error = getpwnam_r("alice", &entry, buf, sizeof(buf), &found);
+
+	(void)thread;
+	if (!error)
+		error = !found ? ENOENT : strcmp(entry.pw_name, "alice") ? EBADMSG : 0;
+	count(s, error, start);
+}
+
 /* libpam's conversation: pam_sss has nothing to ask. */
 struct conv {
 	int (*conv)(int, const void **, void **, void *);
@@ -250,32 +270,39 @@ static void by_autofs(long thread, struct stats *s)
 	count(s, error == ENOENT ? 0 : error, start);
 }
 
+static void choose(const char *name, int library)
+{
+	round_of *round = by_protocol;
+
+	if (library)
+		round = !strcmp(name, "nss") ? by_nss : !strcmp(name, "pam") ? by_pam : !strcmp(name, "autofs") ? by_autofs : NULL;
+	for (size_t i = 0; i < sizeof(services) / sizeof(*services); i++) {
+		if (strcmp(services[i].name, name) || !round || nchosen == sizeof(chosen) / sizeof(*chosen))
+			continue;
+		chosen[nchosen].service = &services[i];
+		chosen[nchosen++].round = round;
+		return;
+	}
+	errx(2, "%s: no such service, no library is used for it, or too many of them", name);
+}
+
+static void by_choice(long thread, struct stats *s) { chosen[thread % nchosen].round(thread, s); }
+
 int main(int argc, char **argv)
 {
-	round_of *of = by_protocol;
-	int opt, real = 0;
+	int opt;
 
-	while ((opt = getopt(argc, argv, "s:l" ROUNDS_OPTIONS)) != -1) {
+	while ((opt = getopt(argc, argv, "s:l:" ROUNDS_OPTIONS)) != -1) {
 		switch (opt) {
 		case 's':
-			for (size_t i = 0; i < sizeof(services) / sizeof(*services); i++)
-				if (!strcmp(services[i].name, optarg) && nchosen < 8)
-					chosen[nchosen++] = &services[i];
-			break;
 		case 'l':
-			real = 1;
+			choose(optarg, opt == 'l');
 			break;
 		default:
 			rounds_option(opt);
 		}
 	}
 	if (!rounds_ready() || !nchosen || optind < argc)
-		errx(2, "usage: client -o STATS -s SERVICE... [-l] [-t THREADS] [-i MS] [-p]");
-	if (real && !strcmp(chosen[0]->name, "pam"))
-		of = by_pam;
-	else if (real && !strcmp(chosen[0]->name, "autofs"))
-		of = by_autofs;
-	else if (real)
-		errx(2, "no library is used for %s", chosen[0]->name);
-	make_rounds(of);
+		errx(2, "usage: client -o STATS [-s SERVICE]... [-l SERVICE]... [-t THREADS] [-i MS] [-p]");
+	make_rounds(by_choice);
 }
