@@ -62,7 +62,7 @@ func TestMain(m *testing.M) {
 }
 
 // ofDaemons are the tests on the daemons of the field, of whom the table is made.
-const ofDaemons = "^Test(StockFailsOn|ScanShows)?(SSSD|NSCD|Lwmsg|NameServices|LogDaemons|Journal|Bus|Winbind|Field|TwentyCycles|Cache)"
+const ofDaemons = "^Test(StockFailsOn|ScanShows)?(SSSD|NSCD|Unscd|Lwmsg|NameServices|LogDaemons|Journal|Bus[RH]|BusBusy|SessionBus|Winbind|Field|TwentyCycles|Cache)"
 
 // takePart leaves out what another part of a full run does: most tests wait for
 // daemons and deadlines, so that two sandboxes beside each other take half the
