@@ -59,7 +59,11 @@ type diagConn struct {
 }
 
 func dialDiag(ns netns) (*diagConn, error) {
-	c, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, &netlink.Config{NetNS: int(ns.file.Fd())})
+	config := &netlink.Config{}
+	if !ns.own() {
+		config.NetNS = int(ns.file.Fd())
+	}
+	c, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, config)
 	if err != nil {
 		return nil, fmt.Errorf("open sock_diag in network namespace %d: %w", ns.inode, err)
 	}

@@ -3,6 +3,7 @@
 package sockpeer
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -42,6 +43,11 @@ func openNetns(path string) (netns, error) {
 // net/socket.c), which need not be the one its holder is in.
 func socketNetns(sock *Socket) (netns, error) {
 	fd, err := unix.IoctlRetInt(sock.fd, unix.SIOCGSKNS)
+	if errors.Is(err, unix.EPERM) {
+		// Without CAP_NET_ADMIN, as in most containers, we are told of none, nor could
+		// we enter another one. What is then asked of the wrong one is not found there.
+		return openNetns(ownNetns)
+	}
 	if err != nil {
 		return netns{}, fmt.Errorf("ask for the network namespace of a socket: %w", err)
 	}
@@ -54,8 +60,20 @@ func socketNetns(sock *Socket) (netns, error) {
 	return n, nil
 }
 
+const ownNetns = "/proc/thread-self/ns/net"
+
+// own tells whether we are in the namespace: to enter it would take CAP_SYS_ADMIN
+// all the same.
+func (n netns) own() bool {
+	var st unix.Stat_t
+	return unix.Stat(ownNetns, &st) == nil && st.Ino == n.inode
+}
+
 // do runs fn in the namespace.
 func (n netns) do(fn func() error) error {
+	if n.own() {
+		return fn()
+	}
 	return onThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %d: %w", n.inode, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"criuhook/criuhook/action"
 	"criuhook/criuhook/dropin"
 	"criuhook/criuhook/swrk"
 )
@@ -65,7 +66,7 @@ func dropinLogger() (*logrus.Logger, *swrk.CRIULog, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	log.AddHook(copyHook{os.Stderr})
+	log.AddHook(stderrHook{copyHook{os.Stderr}, action.Sized(2)})
 	return log, criuLog, nil
 }
 

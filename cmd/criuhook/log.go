@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"github.com/sirupsen/logrus"
+
+	"criuhook/criuhook/dump"
 )
 
 // logOptions are --log-level and --log-format.
@@ -98,4 +100,18 @@ func (h copyHook) Fire(e *logrus.Entry) error {
 	}
 	_, err = h.to.Write(line)
 	return err
+}
+
+// stderrHook copies to CRIU's stderr, which may be that of what is dumped: a JVM
+// of CRaC has started CRIU.
+type stderrHook struct {
+	copyHook
+	sized bool // a file that must not grow once the images are written
+}
+
+func (h stderrHook) Fire(e *logrus.Entry) error {
+	if h.sized && dump.Late(e) {
+		return nil // CRIU's log has it
+	}
+	return h.copyHook.Fire(e)
 }

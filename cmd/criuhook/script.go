@@ -27,7 +27,7 @@ func runScript(ctx context.Context) int {
 	log, err := scriptLogger(s.CRIU)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "criuhook: Error:", err)
-		if f := action.CRIUStderr(s.CRIU); f != nil {
+		if f, _ := action.CRIUStderr(s.CRIU); f != nil {
 			fmt.Fprintln(f, "criuhook: Error:", err)
 		}
 		return exitFailed
@@ -47,8 +47,8 @@ func scriptLogger(criu int) (*logrus.Logger, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f := action.CRIUStderr(criu); f != nil {
-		log.AddHook(copyHook{f})
+	if f, sized := action.CRIUStderr(criu); f != nil {
+		log.AddHook(stderrHook{copyHook{f}, sized})
 	}
 	return log, nil
 }

@@ -22,26 +22,38 @@ const stderrTime = time.Second
 // CRIUStderr opens CRIU's own stderr, where a person, or a JVM's console, sees
 // what goes wrong: a script's stderr is CRIU's log. What nobody reads in time
 // is dropped. It returns nil if that is the same file, or if CRIU works for a
-// program (swrk), whose stderr may be a container's.
-func CRIUStderr(criu int) io.Writer {
+// program (swrk), whose stderr may be a container's. sized: it must not grow any
+// more once the images are written, see [dump.Late].
+func CRIUStderr(criu int) (w io.Writer, sized bool) {
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", criu))
 	if err != nil || slices.ContainsFunc(bytes.Split(args, []byte{0}), func(a []byte) bool {
 		return string(a) == "swrk" || string(a) == "service"
 	}) {
-		return nil
+		return nil, false
 	}
 	// A duplicate, because /proc/PID/fd cannot open sockets, and O_APPEND
 	// and the position are the description's.
 	s, err := sockpeer.Duplicate(criu, 2)
 	if err != nil {
-		return nil
+		return nil, false
 	}
 	var theirs, ours unix.Stat_t
 	if unix.Fstat(s.FD(), &theirs) != nil || unix.Fstat(2, &ours) != nil || theirs.Dev == ours.Dev && theirs.Ino == ours.Ino {
 		s.Close()
-		return nil
+		return nil, false
 	}
-	return &stderr{fd: s.FD(), left: stderrTime}
+	return &stderr{fd: s.FD(), left: stderrTime}, Sized(s.FD())
+}
+
+// Sized reports whether fd is a file of which CRIU, if it is in images, notes the
+// size, and wants to find it: one that is not only appended to.
+func Sized(fd int) bool {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err != nil || flags&unix.O_ACCMODE != unix.O_WRONLY || flags&unix.O_APPEND == 0
 }
 
 // stderr writes as long as somebody reads.

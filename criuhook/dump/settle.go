@@ -3,7 +3,10 @@
 package dump
 
 import (
+	"context"
 	"fmt"
+
+	"github.com/sirupsen/logrus"
 
 	"criuhook/criuhook/image"
 	"criuhook/criuhook/plan"
@@ -26,9 +29,23 @@ func (d *Dump) Settle(dir string, rec *proto.Record, external ...image.ExternalF
 		return err
 	}
 	for _, c := range rec.Caches {
-		d.Log.Infof("%s: %d mappings are zero pages in the images, %d fds /dev/null: a client opens the cache anew", c.Path, c.Mappings, c.Fds)
+		d.late().Infof("%s: %d mappings are zero pages in the images, %d fds /dev/null: a client opens the cache anew", c.Path, c.Mappings, c.Fds)
 	}
 	return image.Commit(dir, rec)
+}
+
+// lateKey marks what is logged once the images are written.
+type lateKey struct{}
+
+func (d *Dump) late() *logrus.Entry {
+	return d.Log.WithContext(context.WithValue(context.Background(), lateKey{}, true))
+}
+
+// Late reports whether something was logged once the images were written. Then
+// it must not go to a file that may be in them: CRIU refuses to restore one that
+// has grown, unless it is open for appending only (files-reg.c, validate_file).
+func Late(e *logrus.Entry) bool {
+	return e.Context != nil && e.Context.Value(lateKey{}) != nil
 }
 
 // warnCaches names the caches that somebody has open without being a client.
@@ -40,7 +57,7 @@ func (d *Dump) warnCaches(dir string) error {
 	}
 	for _, c := range set.Caches() {
 		for _, h := range c.Holders {
-			d.Log.Warnf("process %d fd %d has the cache %s open and does not map it: a restore needs that file, of the same size", h.PID, h.FD, c.Path)
+			d.late().Warnf("process %d fd %d has the cache %s open and does not map it: a restore needs that file, of the same size", h.PID, h.FD, c.Path)
 		}
 	}
 	return nil
@@ -75,7 +92,7 @@ func (d *Dump) recheck(rec *proto.Record) error {
 		if c.BusyRefuses {
 			return &RefusedError{fmt.Sprintf("%s: %s, and rule %q refuses busy connections: dump again", plan.Describe(c), why, c.Rule)}
 		}
-		d.Log.Warnf("%s: %s, so a request was under way: it will be hung up instead of reconnected", plan.Describe(c), why)
+		d.late().Warnf("%s: %s, so a request was under way: it will be hung up instead of reconnected", plan.Describe(c), why)
 		c.Action, c.Reconnect, c.Busy = proto.Action_ACTION_HANGUP, nil, why
 	}
 	return nil
