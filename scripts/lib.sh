@@ -14,8 +14,10 @@ packages=criu,nscd,sssd-common,sssd-proxy,libnss-sss,gcc,libc6-dev,iproute2,nfta
 packages+=,winbind,libnss-winbind,libnss-ldapd,nslcd,slapd,libnss-systemd,systemd-userdbd,libnss-mdns,avahi-daemon
 packages+=,dbus,rsyslog,systemd,libdbus-1-dev,libsystemd-dev,sssd-ad-common
 packages+=,openjdk-21-jdk-headless,openjdk-25-jre-headless,runc,crun,podman,libcriu-dev
+# unscd conflicts with nscd: both are /usr/sbin/nscd. It is put beside it by hand.
+beside=unscd
 # Another package list is another root, so that an old one is never mistaken for it.
-root=$cache/root-$suite-$(printf '%s' "$packages" | sha256sum | cut -c1-12)
+root=$cache/root-$suite-$(printf '%s' "$packages beside $beside" | sha256sum | cut -c1-12)
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
@@ -72,9 +74,9 @@ build_root() {
 	say "  (once; a minute or two; log: $log)"
 	rm -rf --one-file-system "$new"
 	# Namespaces of its own: nothing that debootstrap mounts or starts outlives it.
-	if ! unshare --mount --pid --fork --kill-child=SIGKILL --mount-proc \
-		debootstrap --variant=minbase --include="$packages" "$suite" "$new" "$mirror" \
-		>"$log" 2>&1 9>&-; then
+	if ! { unshare --mount --pid --fork --kill-child=SIGKILL --mount-proc \
+		debootstrap --variant=minbase --include="$packages" "$suite" "$new" "$mirror" &&
+		add_beside "$new"; } >"$log" 2>&1 9>&-; then
 		tail -n 20 "$log" >&2
 		rm -rf --one-file-system "$new"
 		die "cannot build the Debian root; the whole log is $log. CRIUHOOK_MIRROR names another mirror"
@@ -87,4 +89,21 @@ build_root() {
 	cp "$new/usr/share/libc-bin/nsswitch.conf" "$new/etc/"
 	mv "$new" "$root"
 	say "built in $((SECONDS - start)) s, $(du -sm "$root" | cut -f1) MiB"
+}
+
+# add_beside ROOT: adds /usr/sbin/unscd, of the package $beside, by the package
+# index that debootstrap has checked.
+add_beside() {
+	local new=$1 file sum
+	read -r file sum < <(awk -v package="$beside" '
+		$1 == "Package:" { here = $2 == package }
+		here && $1 == "Filename:" { file = $2 }
+		here && $1 == "SHA256:" { print file, $2 }
+	' "$new"/var/lib/apt/lists/*_main_binary-*_Packages) ||
+		{ say "no package $beside in $suite"; return 1; }
+	wget --no-verbose -O "$new/tmp/beside.deb" "$mirror/$file" &&
+		echo "$sum  $new/tmp/beside.deb" | sha256sum --check &&
+		chroot "$new" dpkg-deb -x /tmp/beside.deb /tmp/beside &&
+		mv "$new/tmp/beside/usr/sbin/nscd" "$new/usr/sbin/unscd" &&
+		rm -rf "$new/tmp/beside" "$new/tmp/beside.deb"
 }
