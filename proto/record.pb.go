@@ -4,7 +4,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: proto/record.proto
+// source: record.proto
 
 package proto
 
@@ -56,11 +56,11 @@ func (x Action) String() string {
 }
 
 func (Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_proto_record_proto_enumTypes[0].Descriptor()
+	return file_record_proto_enumTypes[0].Descriptor()
 }
 
 func (Action) Type() protoreflect.EnumType {
-	return &file_proto_record_proto_enumTypes[0]
+	return &file_record_proto_enumTypes[0]
 }
 
 func (x Action) Number() protoreflect.EnumNumber {
@@ -69,7 +69,7 @@ func (x Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Action.Descriptor instead.
 func (Action) EnumDescriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{0}
+	return file_record_proto_rawDescGZIP(), []int{0}
 }
 
 // Record is the payload of criuhook.img: the plan of one dump.
@@ -86,7 +86,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_proto_record_proto_msgTypes[0]
+	mi := &file_record_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -98,7 +98,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[0]
+	mi := &file_record_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -111,7 +111,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{0}
+	return file_record_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Record) GetWrittenBy() string {
@@ -171,7 +171,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_proto_record_proto_msgTypes[1]
+	mi := &file_record_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +183,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[1]
+	mi := &file_record_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +196,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{1}
+	return file_record_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Connection) GetInode() uint32 {
@@ -297,13 +297,14 @@ type Peer struct {
 	Pid           int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`  // at the dump, for people
 	Uid           int64                  `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`  // -1: not known
 	Exe           string                 `protobuf:"bytes,5,opt,name=exe,proto3" json:"exe,omitempty"`
+	Path          []byte                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // by which the first holder reached it, if name led it elsewhere or nowhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_proto_record_proto_msgTypes[2]
+	mi := &file_record_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +316,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[2]
+	mi := &file_record_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +329,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{2}
+	return file_record_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Peer) GetInode() uint32 {
@@ -366,6 +367,13 @@ func (x *Peer) GetExe() string {
 	return ""
 }
 
+func (x *Peer) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
 type Holder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // in the pid namespace of the tree's root task
@@ -378,7 +386,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_proto_record_proto_msgTypes[3]
+	mi := &file_record_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +398,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[3]
+	mi := &file_record_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +411,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{3}
+	return file_record_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Holder) GetPid() int32 {
@@ -446,7 +454,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_proto_record_proto_msgTypes[4]
+	mi := &file_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +466,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[4]
+	mi := &file_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +479,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{4}
+	return file_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Identity) GetUid() uint32 {
@@ -504,18 +512,19 @@ func (x *Identity) GetCapEff() uint64 {
 
 type Reconnect struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	To            []byte                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`           // name to connect to; first byte 0: abstract
+	To            []byte                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`           // name to connect to, as the application sees it; first byte 0: abstract
 	Prelude       string                 `protobuf:"bytes,2,opt,name=prelude,proto3" json:"prelude,omitempty"` // "none", "sssd", "lwmsg", "dbus"
 	TimeoutNs     int64                  `protobuf:"varint,3,opt,name=timeout_ns,json=timeoutNs,proto3" json:"timeout_ns,omitempty"`
 	AbsentFails   bool                   `protobuf:"varint,4,opt,name=absent_fails,json=absentFails,proto3" json:"absent_fails,omitempty"` // else: hang up
 	ListenerUid   int64                  `protobuf:"varint,5,opt,name=listener_uid,json=listenerUid,proto3" json:"listener_uid,omitempty"` // -1: not known, not checked
+	OrTo          []byte                 `protobuf:"bytes,6,opt,name=or_to,json=orTo,proto3" json:"or_to,omitempty"`                       // the daemon's own name, if nobody can be reached at to; empty: no other
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Reconnect) Reset() {
 	*x = Reconnect{}
-	mi := &file_proto_record_proto_msgTypes[5]
+	mi := &file_record_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +536,7 @@ func (x *Reconnect) String() string {
 func (*Reconnect) ProtoMessage() {}
 
 func (x *Reconnect) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[5]
+	mi := &file_record_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +549,7 @@ func (x *Reconnect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reconnect.ProtoReflect.Descriptor instead.
 func (*Reconnect) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{5}
+	return file_record_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Reconnect) GetTo() []byte {
@@ -578,6 +587,13 @@ func (x *Reconnect) GetListenerUid() int64 {
 	return 0
 }
 
+func (x *Reconnect) GetOrTo() []byte {
+	if x != nil {
+		return x.OrTo
+	}
+	return nil
+}
+
 // Cache is a daemon's database whose mappings are zero pages in the image.
 type Cache struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -591,7 +607,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_proto_record_proto_msgTypes[6]
+	mi := &file_record_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +619,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_proto_msgTypes[6]
+	mi := &file_record_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +632,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_proto_record_proto_rawDescGZIP(), []int{6}
+	return file_record_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Cache) GetPath() string {
@@ -647,11 +663,11 @@ func (x *Cache) GetFds() uint32 {
 	return 0
 }
 
-var File_proto_record_proto protoreflect.FileDescriptor
+var File_record_proto protoreflect.FileDescriptor
 
-const file_proto_record_proto_rawDesc = "" +
+const file_record_proto_rawDesc = "" +
 	"\n" +
-	"\x12proto/record.proto\x12\bcriuhook\"\xbe\x01\n" +
+	"\frecord.proto\x12\bcriuhook\"\xbe\x01\n" +
 	"\x06Record\x12\x1d\n" +
 	"\n" +
 	"written_by\x18\x01 \x01(\tR\twrittenBy\x12\x17\n" +
@@ -674,13 +690,14 @@ const file_proto_record_proto_rawDesc = "" +
 	" \x01(\v2\x13.criuhook.ReconnectR\treconnect\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12!\n" +
 	"\fbusy_refuses\x18\f \x01(\bR\vbusyRefuses\x12\x14\n" +
-	"\x05netns\x18\r \x01(\x04R\x05netns\"f\n" +
+	"\x05netns\x18\r \x01(\x04R\x05netns\"z\n" +
 	"\x04Peer\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\rR\x05inode\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\x03R\x03uid\x12\x10\n" +
-	"\x03exe\x18\x05 \x01(\tR\x03exe\"X\n" +
+	"\x03exe\x18\x05 \x01(\tR\x03exe\x12\x12\n" +
+	"\x04path\x18\x06 \x01(\fR\x04path\"X\n" +
 	"\x06Holder\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x0e\n" +
 	"\x02fd\x18\x02 \x01(\x05R\x02fd\x12\x18\n" +
@@ -690,14 +707,15 @@ const file_proto_record_proto_rawDesc = "" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
 	"\x06groups\x18\x03 \x03(\rR\x06groups\x12\x17\n" +
-	"\acap_eff\x18\x04 \x01(\x04R\x06capEff\"\x9a\x01\n" +
+	"\acap_eff\x18\x04 \x01(\x04R\x06capEff\"\xaf\x01\n" +
 	"\tReconnect\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\fR\x02to\x12\x18\n" +
 	"\aprelude\x18\x02 \x01(\tR\aprelude\x12\x1d\n" +
 	"\n" +
 	"timeout_ns\x18\x03 \x01(\x03R\ttimeoutNs\x12!\n" +
 	"\fabsent_fails\x18\x04 \x01(\bR\vabsentFails\x12!\n" +
-	"\flistener_uid\x18\x05 \x01(\x03R\vlistenerUid\"e\n" +
+	"\flistener_uid\x18\x05 \x01(\x03R\vlistenerUid\x12\x13\n" +
+	"\x05or_to\x18\x06 \x01(\fR\x04orTo\"e\n" +
 	"\x05Cache\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1a\n" +
 	"\bunlinked\x18\x02 \x01(\bR\bunlinked\x12\x1a\n" +
@@ -709,20 +727,20 @@ const file_proto_record_proto_rawDesc = "" +
 	"\rACTION_HANGUP\x10\x02B\x10Z\x0ecriuhook/protob\x06proto3"
 
 var (
-	file_proto_record_proto_rawDescOnce sync.Once
-	file_proto_record_proto_rawDescData []byte
+	file_record_proto_rawDescOnce sync.Once
+	file_record_proto_rawDescData []byte
 )
 
-func file_proto_record_proto_rawDescGZIP() []byte {
-	file_proto_record_proto_rawDescOnce.Do(func() {
-		file_proto_record_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_proto_record_proto_rawDesc), len(file_proto_record_proto_rawDesc)))
+func file_record_proto_rawDescGZIP() []byte {
+	file_record_proto_rawDescOnce.Do(func() {
+		file_record_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)))
 	})
-	return file_proto_record_proto_rawDescData
+	return file_record_proto_rawDescData
 }
 
-var file_proto_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_record_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
-var file_proto_record_proto_goTypes = []any{
+var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_record_proto_goTypes = []any{
 	(Action)(0),        // 0: criuhook.Action
 	(*Record)(nil),     // 1: criuhook.Record
 	(*Connection)(nil), // 2: criuhook.Connection
@@ -732,7 +750,7 @@ var file_proto_record_proto_goTypes = []any{
 	(*Reconnect)(nil),  // 6: criuhook.Reconnect
 	(*Cache)(nil),      // 7: criuhook.Cache
 }
-var file_proto_record_proto_depIdxs = []int32{
+var file_record_proto_depIdxs = []int32{
 	2, // 0: criuhook.Record.connections:type_name -> criuhook.Connection
 	7, // 1: criuhook.Record.caches:type_name -> criuhook.Cache
 	3, // 2: criuhook.Connection.peer:type_name -> criuhook.Peer
@@ -747,27 +765,27 @@ var file_proto_record_proto_depIdxs = []int32{
 	0, // [0:7] is the sub-list for field type_name
 }
 
-func init() { file_proto_record_proto_init() }
-func file_proto_record_proto_init() {
-	if File_proto_record_proto != nil {
+func init() { file_record_proto_init() }
+func file_record_proto_init() {
+	if File_record_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_record_proto_rawDesc), len(file_proto_record_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      1,
 			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_proto_record_proto_goTypes,
-		DependencyIndexes: file_proto_record_proto_depIdxs,
-		EnumInfos:         file_proto_record_proto_enumTypes,
-		MessageInfos:      file_proto_record_proto_msgTypes,
+		GoTypes:           file_record_proto_goTypes,
+		DependencyIndexes: file_record_proto_depIdxs,
+		EnumInfos:         file_record_proto_enumTypes,
+		MessageInfos:      file_record_proto_msgTypes,
 	}.Build()
-	File_proto_record_proto = out.File
-	file_proto_record_proto_goTypes = nil
-	file_proto_record_proto_depIdxs = nil
+	File_record_proto = out.File
+	file_record_proto_goTypes = nil
+	file_record_proto_depIdxs = nil
 }

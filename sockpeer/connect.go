@@ -35,6 +35,9 @@ type Connector struct {
 	// Root is the directory that paths start from, usually /proc/PID/root;
 	// a name that leads out of it by a link does not.
 	Root *os.File
+	// Or is another name of the listener, tried in turn with the first where
+	// that is missing, refuses or is not open to the identity; "": none.
+	Or Name
 	// As is who connects.
 	As Identity
 	// ListenerUID is who must have called listen(); -1: anybody. Datagram
@@ -70,7 +73,8 @@ func (c *Connector) Connect(ctx context.Context, sock *Socket, to Name, greet fu
 		return 0, err
 	}
 	defer restore()
-	if pid, err = c.retry(ctx, sock, to); err != nil {
+	to, pid, err = c.retry(ctx, sock, to)
+	if err != nil {
 		return 0, fmt.Errorf("connect to %s as uid %d: %w", to, c.As.UID, err)
 	}
 	// Not as the identity, which may not look: SIOCGSKNS takes CAP_NET_ADMIN.
@@ -118,20 +122,27 @@ func (c *Connector) inTime(ctx context.Context, sock *Socket, to Name) (pid int,
 	}
 }
 
-func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) (pid int, err error) {
+// retry returns the name that it connected to, or else to.
+func (c *Connector) retry(ctx context.Context, sock *Socket, to Name) (name Name, pid int, err error) {
+	names := []Name{to}
+	if c.Or != "" && c.Or != to {
+		names = append(names, c.Or)
+	}
 	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
 	last := errLate
 	for {
-		pid, err = c.inTime(ctx, sock, to)
-		if err == nil || !comesBack(err) && !errors.Is(err, errLate) {
-			return pid, err
-		}
-		if !errors.Is(err, errLate) {
-			last = err
+		for i, name := range names {
+			pid, err = c.inTime(ctx, sock, name)
+			if err == nil || !comesBack(err) && !errors.Is(err, errLate) {
+				return name, pid, err
+			}
+			if !errors.Is(err, errLate) && (i == 0 || last == errLate) {
+				last = err // of the first name, which is to be told
+			}
 		}
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("until the time was over: %w", last)
+			return to, 0, fmt.Errorf("until the time was over: %w", last)
 		}
 		select {
 		case <-ctx.Done():

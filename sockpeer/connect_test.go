@@ -263,6 +263,57 @@ func TestConnectWaits(t *testing.T) {
 	}
 }
 
+// TestConnectOr: a listener of two names.
+func TestConnectOr(t *testing.T) {
+	needRoot(t)
+	noLeak(t)
+	dir := openDir(t)
+	here, stale, closed := sockpeer.Name(dir+"/here"), sockpeer.Name(dir+"/stale"), sockpeer.Name(dir+"/closed")
+	world(t, sockpeer.Stream, here)
+	world(t, sockpeer.Stream, closed)
+	check(t, os.Chmod(string(closed), 0o700))
+	check(t, unix.Close(newBound(t, stale)))
+	other := sockpeer.Name(dir + "/other")
+	world(t, sockpeer.Seqpacket, other)
+	for _, tt := range []struct {
+		name   string
+		to, or sockpeer.Name
+		err    error
+	}{
+		{"the first is missing", "/nowhere/s", here, nil},
+		{"nobody listens at the first", stale, here, nil},
+		{"the first is not open to us", closed, here, nil},
+		{"the second is missing", here, "/nowhere/s", nil},
+		{"neither", stale, "/nowhere/s", unix.ECONNREFUSED},
+		{"the first is of another type", other, here, unix.EPROTOTYPE},
+		{"the same", stale, stale, unix.ECONNREFUSED},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := dormant(t, sockpeer.Stream)
+			c := sockpeer.Connector{Root: rootDir(t, "/"), As: user, ListenerUID: 0, Or: tt.or}
+			wait := patience
+			if tt.err != nil {
+				wait = 50 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), wait)
+			defer cancel()
+			_, err := c.Connect(ctx, s, tt.to, nil)
+			if !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) || err != nil && !strings.Contains(err.Error(), string(tt.to)) {
+				t.Errorf("got %v, expected %v", err, tt.err)
+			}
+		})
+	}
+}
+
+// newBound is a socket with a name at which nobody listens.
+func newBound(t *testing.T, name sockpeer.Name) int {
+	t.Helper()
+	fd := newSocket(t, sockpeer.Stream)
+	check(t, unix.Bind(fd, address(name)))
+	check(t, os.Chmod(string(name), 0o777))
+	return fd
+}
+
 func TestConnectFullBacklog(t *testing.T) {
 	needRoot(t)
 	noLeak(t)

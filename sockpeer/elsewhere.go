@@ -3,6 +3,7 @@
 package sockpeer
 
 import (
+	"context"
 	"os"
 	"strings"
 	"time"
@@ -31,8 +32,11 @@ func (f socketFile) maybe(v VFS) bool { return uint32(f.ino) == v.Inode && f.lay
 const maxLookUps = 64
 
 // addElsewhere finds the connections whose application would reach another
-// file by the peer's name than the peer's.
+// file by the peer's name than the peer's, or none, and by which name it
+// reaches the peer's.
 func (s *scan) addElsewhere(conns []Connection) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookUpTime)
+	defer cancel()
 	keys := map[lookUp]bool{}
 	for i := range conns {
 		if c := &conns[i]; c.hasPath() {
@@ -42,12 +46,50 @@ func (s *scan) addElsewhere(conns []Connection) {
 			}
 		}
 	}
-	known := lookUpAll(keys)
+	known := lookUps(sideBySide(ctx, keys, func(l lookUp) *socketFile { return findSocket(l.pid, l.name) }))
+	searches := map[search]bool{}
 	for i := range conns {
 		if c := &conns[i]; c.hasPath() {
-			c.Peer.Elsewhere = known.elsewhere(c.Holders[0].PID, &c.Peer, !s.unowned[c.Inode])
+			owned := !s.unowned[c.Inode]
+			c.Peer.Elsewhere = known.elsewhere(c.Holders[0].PID, &c.Peer, owned)
+			if s, ok := known.search(c, owned); ok {
+				searches[s] = true
+			}
 		}
 	}
+	if len(searches) == 0 {
+		return
+	}
+	found := sideBySide(ctx, searches, findPath)
+	for i := range conns {
+		if c := &conns[i]; c.hasPath() {
+			if s, ok := known.search(c, !s.unowned[c.Inode]); ok {
+				name, answered := found[s]
+				c.Peer.Path = name
+				c.Peer.Elsewhere = c.Peer.Elsewhere || !answered // nobody can tell
+			}
+		}
+	}
+}
+
+// search is how to find another name for the peer of c; false: its own leads
+// there, or what to look for is not known.
+func (known lookUps) search(c *Connection, owned bool) (search, bool) {
+	pid, p := c.Holders[0].PID, &c.Peer
+	ours, ok := known[lookUp{pid, p.Name}]
+	if !ok || ours != nil && !p.Elsewhere {
+		return search{}, false
+	}
+	s := search{pid: pid, file: p.VFS, name: p.Name}
+	if owned && p.PID > 0 {
+		if theirs := known[lookUp{p.PID, p.Name}]; theirs != nil {
+			s.peer = p.PID
+			if !theirs.maybe(p.VFS) && !theirs.is(p.VFS) || p.VFS == (VFS{}) { // made anew, or not visible
+				s.file, s.was = VFS{Dev: kernelDev(theirs.dev), Inode: uint32(theirs.ino)}, p.VFS
+			}
+		}
+	}
+	return s, s.file != VFS{}
 }
 
 // hasPath reports whether the connection could be made again by a path.
@@ -104,12 +146,13 @@ type lookUp struct {
 // not be looked up in time.
 type lookUps map[lookUp]*socketFile
 
-// lookUpAll looks names up side by side: a file system that does not answer
-// costs its own names only, and the threads that are left behind in it.
-func lookUpAll(keys map[lookUp]bool) lookUps {
+// sideBySide looks things up at the same time: a file system that does not
+// answer costs what is in it only, and the threads that are left behind there.
+// What has no answer when ctx ends is missing.
+func sideBySide[K comparable, V any](ctx context.Context, keys map[K]bool, look func(K) V) map[K]V {
 	type result struct {
-		key  lookUp
-		file *socketFile
+		key   K
+		value V
 	}
 	found := make(chan result, len(keys))
 	slots := make(chan struct{}, maxLookUps)
@@ -117,31 +160,24 @@ func lookUpAll(keys map[lookUp]bool) lookUps {
 		go func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			found <- result{key, findSocket(key.pid, key.name)}
+			found <- result{key, look(key)}
 		}()
 	}
-	late := time.NewTimer(lookUpTime)
-	defer late.Stop()
-	known := lookUps{}
+	known := make(map[K]V, len(keys))
 	for len(known) < len(keys) {
 		select {
 		case r := <-found:
-			known[r.key] = r.file
-		case <-late.C:
+			known[r.key] = r.value
+		case <-ctx.Done():
 			return known
 		}
 	}
 	return known
 }
 
-// findSocket walks a path below a process' root, as [Connector] does.
+// findSocket finds the socket file that a name leads a process to.
 func findSocket(pid int, name Name) *socketFile {
-	root, err := unix.Open(procPath(pid, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil
-	}
-	defer unix.Close(root)
-	fd, err := openBelow(root, name)
+	fd, err := openFor(pid, name)
 	if err != nil {
 		return nil
 	}
@@ -155,6 +191,16 @@ func findSocket(pid int, name Name) *socketFile {
 		dev: st.Dev, ino: st.Ino,
 		layered: fs.Type == unix.BTRFS_SUPER_MAGIC || fs.Type == unix.OVERLAYFS_SUPER_MAGIC,
 	}
+}
+
+// openFor opens what a path leads to, below a process' root, as [Connector] does.
+func openFor(pid int, name Name) (fd int, err error) {
+	root, err := unix.Open(procPath(pid, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(root)
+	return openBelow(root, name)
 }
 
 // openBelow opens what a path leads to, from a root that it cannot leave.

@@ -165,6 +165,10 @@ type Peer struct {
 	Inode uint32 `json:"inode,omitempty"` // 0: not accepted yet
 	// Name is the name as the peer bound it, in its own mount namespace.
 	Name Name `json:"name,omitempty"`
+	// Path is the name by which the first holder reaches the peer, below its
+	// own root, if Name leads it elsewhere or nowhere, as in a container that
+	// sees the socket file through a bind mount; empty: none, or the same.
+	Path Name `json:"path,omitempty"`
 	// VFS is the file of a path name; the zero value: none, or not visible.
 	VFS VFS `json:"vfs"`
 	// PID is a process that holds the peer's half, else the one that

@@ -99,7 +99,7 @@ func startJVMIn(t testing.TB, u User, j *jdk, cwd string, env, options []string)
 	t.Cleanup(func() {
 		v.Kill(t)
 		if t.Failed() {
-			t.Logf("console:\n%s\nlog:\n%s", contentsOf(v.console), tailOf(contentsOf(v.log), 30))
+			t.Logf("console:\n%s\nlog:\n%s", contentsOf(v.console), lastLines(contentsOf(v.log), 30))
 		}
 	})
 	v.await(t, 0, "ready")
@@ -107,7 +107,7 @@ func startJVMIn(t testing.TB, u User, j *jdk, cwd string, env, options []string)
 	return v
 }
 
-func tailOf(text string, n int) string {
+func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
@@ -138,7 +138,7 @@ func (v *JVM) await(t testing.TB, after int, word string) (rest string) {
 			}
 		}
 	}
-	t.Fatalf("the Java program, process %d, did not say %q:\n%s\nconsole:\n%s", v.PID, word, tailOf(contentsOf(v.log), 20), contentsOf(v.console))
+	t.Fatalf("the Java program, process %d, did not say %q:\n%s\nconsole:\n%s", v.PID, word, lastLines(contentsOf(v.log), 20), contentsOf(v.console))
 	return ""
 }
 
@@ -280,7 +280,7 @@ func (r *Restored) wantRestored(t testing.TB, value string) (first []time.Durati
 			break
 		}
 		if s := stateOf(r.cmd.Process.Pid); s == "Z" || s == "" || time.Now().After(end) {
-			t.Fatalf("no restore (the command's state is %q): %s\n%s", s, contentsOf(r.output), tailOf(contentsOf(r.log), 5))
+			t.Fatalf("no restore (the command's state is %q): %s\n%s", s, contentsOf(r.output), lastLines(contentsOf(r.log), 5))
 		}
 	}
 	return r.awaitRounds(t, r.at)

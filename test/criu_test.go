@@ -22,7 +22,7 @@ type Result struct {
 	By     way
 	Code   int
 	Stdout string
-	Output string // stdout and stderr: what a person sees
+	Output string // stdout and stderr: what a person sees; by swrk, CRIU's log too
 	Log    string // CRIU's log
 	// restores: it was a restore.
 	restores bool

@@ -13,6 +13,7 @@ import (
 
 	"criuhook/test/app"
 	"criuhook/test/lwmsg"
+	"criuhook/test/rpcclients/gocriu"
 )
 
 // rules are in force in all tests: a socket's name says what becomes of it.
@@ -29,6 +30,7 @@ rules:
   - {name: t-busy-refuse, path: /tmp/*/*/busyrefuse*, idle: reconnect, busy: refuse}
   - {name: t-wait, path: /tmp/*/*/wait*, idle: reconnect, busy: wait, patience: 3s}
   - {name: t-slow, path: /tmp/*/*/slow*, idle: reconnect, timeout: 4s}
+  - {name: t-inside, path: /run/inside/*, idle: reconnect}
   - {name: t-moved, path: /tmp/*/*/moved*, idle: reconnect, to: /tmp/criuhook-test-moved}
 `
 
@@ -41,6 +43,7 @@ var criuhook = os.Getenv("CRIUHOOK_BIN")
 func TestMain(m *testing.M) {
 	app.Main()
 	lwmsg.Main()
+	gocriu.Main()
 	switch {
 	case os.Getenv("CRIUHOOK_SANDBOX") != "1" || os.Getuid() != 0:
 		whyNot = "needs root and real CRIU in a sandbox: run ./scripts/test"

@@ -41,7 +41,7 @@ func TestPairs(t *testing.T) {
 		dir := a.Dump(t)
 		wantRecorded(t, dir, 4)
 
-		for _, w := range []way{byScript, byRPC, byDropin} {
+		for _, w := range []way{byScript, byRPC, byDropin, bySwrk} {
 			t.Run(w.String(), func(t *testing.T) {
 				a.restoreBy = w
 				streams, seqpackets := len(stream.Clients()), len(packets.Clients())

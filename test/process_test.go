@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -245,6 +246,9 @@ func (a *App) Try(cmd app.Command) (app.Answer, error) {
 	if err := json.NewDecoder(c).Decode(&ans); err != nil {
 		return ans, fmt.Errorf("%s %s: no answer: %w", cmd.Op, cmd.Conn, err)
 	}
+	// Until it has closed its end, which a dump must not find: in a container CRIU
+	// does not know it, as it was made in our network namespace.
+	_, _ = io.Copy(io.Discard, c)
 	if ans.Err != "" {
 		return ans, errors.New(ans.Err)
 	}

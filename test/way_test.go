@@ -23,9 +23,10 @@ const (
 	byRPC               // by the verbs dump and restore
 	byDropin            // in place of CRIU, with CRIU's command line
 	byStock             // not at all
+	bySwrk              // in place of "criu swrk", for a client of CRIU's RPC
 )
 
-var wayNames = []string{"script", "rpc", "dropin", "stock"}
+var wayNames = []string{"script", "rpc", "dropin", "stock", "swrk"}
 
 func (w way) String() string { return wayNames[w] }
 
@@ -38,7 +39,7 @@ func ways(t *testing.T, scenario func(*testing.T)) {
 func eachWay(t *testing.T, of []way, scenario func(*testing.T)) {
 	t.Helper()
 	need(t)
-	for _, w := range of {
+	for _, w := range bySwrkToo(t.Name(), of) {
 		t.Run(w.String(), func(t *testing.T) {
 			scenario(t)
 		})
@@ -82,6 +83,8 @@ func (w way) dump(pid int, dir string, options ...string) command {
 		return command{w, criuhook, slices.Concat(args, []string{"--"}, options)}
 	case byDropin: // under CRIU's name here, as a verb in restore
 		return command{w, criuhook, append([]string{"criu", "dump", "-t", target, "-D", dir}, options...)}
+	case bySwrk:
+		return swrk(append([]string{"dump", "-t", target, "-D", dir}, options...)...)
 	}
 	return w.criu(append([]string{"dump", "-t", target, "-D", dir}, options...))
 }
@@ -106,6 +109,9 @@ func (w way) restore(dir string, detached bool, options ...string) command {
 	args := []string{"restore", "-D", dir}
 	if detached {
 		args = append(args, "-d")
+	}
+	if w == bySwrk {
+		return swrk(append(args, options...)...)
 	}
 	return w.criu(append(args, options...))
 }
@@ -156,5 +162,8 @@ func (c command) run(t testing.TB, u User, log string) Result {
 // result is how the command ended.
 func (c command) result(cmd *exec.Cmd, log, stdout, stderr string) Result {
 	b, _ := os.ReadFile(log)
+	if c.by == bySwrk { // a client of CRIU's RPC sees only what CRIU answers
+		stderr += string(b)
+	}
 	return Result{By: c.by, Code: cmd.ProcessState.ExitCode(), Stdout: stdout, Output: stdout + stderr, Log: string(b), restores: slices.Contains(c.args, "restore")}
 }

@@ -71,6 +71,8 @@ command line, called by the name criu or as
 and where CRIU itself must be called, it is an action script; it then has no verb:
   criu dump    -t PID -D DIR --action-script=/path/criuhook
   criu restore -D DIR --action-script=/path/criuhook
+Programs that use CRIU's RPC find it at a socket:
+  criuhook serve
 Images that were dumped in one of these ways can be restored in any other. What to
 set for a JDK with CRaC is printed by "criuhook crac-env".
 
@@ -125,7 +127,8 @@ func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	f.StringVar(&o.config.file, "config", "", "configuration `FILE` (default /etc/criuhook/config.yaml, which need not exist)")
 	f.StringVar(&o.log.level, "log-level", "", "log messages of this `LEVEL` and above: error, warn, info or debug (default info)")
 	f.Var(newChoice(&o.log.format, "text", "json"), "log-format", "`FORM` of log messages and errors: text or json")
-	root.AddCommand(newDump(o), newRestore(o), newCRIU(), newScan(o), newInspect(o), newRules(o), newCRaCEnv(), newVersion(), newInterpose(), newRelease())
+	root.AddCommand(newDump(o), newRestore(o), newCRIU(), newServe(o), newScan(o), newInspect(o), newRules(o), newCRaCEnv(), newVersion(),
+		newInterpose(), newRelease(), newRelay())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

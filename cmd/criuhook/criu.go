@@ -77,12 +77,13 @@ func newCRIU() *cobra.Command {
 		Use:   "criu ARGUMENTS…",
 		Short: "Stand in for CRIU's command line",
 		Long: `Does what CRIU does with these arguments, and with the same options, exit status,
-log and images, but so that connections to daemons do not stand in the way: dump
-and restore are handled, any other command is handed to CRIU untouched. The same
-happens when criuhook is called by the name criu, by a link or a copy.
+log and images, but so that connections to daemons do not stand in the way: dump,
+restore and swrk (CRIU's RPC, as runc and crun call it) are handled, any other
+command is handed to CRIU untouched. The same happens when criuhook is called by
+the name criu, by a link or a copy.
 
 Messages go to CRIU's log, warnings and errors also to stderr; those of a restore
-only to stderr.
+only to stderr, those of swrk only to the log.
 
 The real CRIU is the one that --criu (of the verbs dump and restore), CRIUHOOK_CRIU
 or the configuration (criu:) names, else criu.real beside criuhook, else the first
@@ -114,5 +115,28 @@ func newRelease() *cobra.Command {
 	}
 	cmd.Flags().IntVar(&pidfd, "pidfd", -1, "a pidfd of it that we inherited")
 	cmd.Flags().IntVar(&criu, "criu-pid", 0, "CRIU's pid")
+	return cmd
+}
+
+// newRelay is the verb by which the drop-in takes part in what "criu swrk" and its
+// client say to each other.
+func newRelay() *cobra.Command {
+	r := &dropin.Relay{Rules: configuration{}.load, Version: version}
+	cmd := &cobra.Command{
+		Use:    dropin.RelayVerb,
+		Short:  "Stand between CRIU and a client of its RPC (internal)",
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			r.Options = args
+			r.CRIULog = &swrk.CRIULog{}
+			if r.Log, err = newLogger(r.CRIULog, logOptions{}); err != nil {
+				return err
+			}
+			return r.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&r.CRIU, "criu", "", "path of the real CRIU")
+	cmd.Flags().StringVar(&r.Arg0, "arg0", "", "the name it is called by")
+	cmd.Flags().IntVar(&r.PID, "criu-pid", 0, "pid of the process that becomes CRIU")
 	return cmd
 }

@@ -146,6 +146,14 @@ func inspectJSON(t *testing.T, dir string, more ...string) inspectOutput {
 	return out
 }
 
+// inside makes the name to connect to the application's alone: the daemon's own
+// is another.
+func inside(c *proto.Connection, own string) *proto.Connection {
+	c.Peer = &proto.Peer{Name: []byte(own), Path: c.Reconnect.To}
+	c.Reconnect.OrTo = []byte(own)
+	return c
+}
+
 func TestInspect(t *testing.T) {
 	path := listen(t).Addr().String()
 	stale := filepath.Join(t.TempDir(), "stale")
@@ -175,6 +183,7 @@ func TestInspect(t *testing.T) {
 		{"no abstract name", 5, dormantSock, reconnect(10, "\x00criuhook-nobody", 0, false), "dormant", "hangup", "@criuhook-nobody does not exist"},
 		{"abstract name elsewhere", 9, dormantSock, reconnect(10, "\x00criuhook-nobody", 0, false), "dormant", "unknown", "network namespace that the restore makes"},
 		{"path, namespace elsewhere", 9, dormantSock, reconnect(10, path, me, false), "dormant", "reconnect", "listens at"},
+		{"under another name", 5, dormantSock, inside(reconnect(10, "/inside/s", me, false), path), "dormant", "reconnect", "(for the application /inside/s)"},
 		{"hung up", 5, deadSock, hangup(10), "dead", "hangup", "closed by the peer"},
 		{"missing", 5, nil, hangup(10), "missing", "broken", "of another dump"},
 		{"dead that should be dormant", 5, deadSock, reconnect(10, path, me, false), "dead", "broken", "they were changed"},

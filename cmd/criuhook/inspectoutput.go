@@ -55,6 +55,7 @@ type (
 	}
 	reconnectOutput struct {
 		To          string `json:"to"`
+		OrTo        string `json:"or_to,omitempty"`
 		UID         uint32 `json:"uid"`
 		GID         uint32 `json:"gid"`
 		Prelude     string `json:"prelude"`
@@ -125,7 +126,7 @@ func newInspectConnection(c *inspect.Connection) inspectConnection {
 	out := inspectConnection{
 		Inode: c.GetInode(), Type: sockpeer.Type(c.GetType()).String(), Form: string(c.Form),
 		Name:    sockpeer.Name(c.GetName()).String(),
-		Peer:    newPeer(p.GetInode(), sockpeer.Name(p.GetName()), int(p.GetPid()), peerUID, p.GetExe()),
+		Peer:    newPeer(p.GetInode(), sockpeer.Name(p.GetName()), sockpeer.Name(p.GetPath()), int(p.GetPid()), peerUID, p.GetExe()),
 		Holders: []inspectHolder{},
 		Action:  actionName(c.GetAction()), Rule: quoted(c.GetRule()), Busy: quoted(c.GetBusy()), Reason: quoted(c.GetReason()),
 		Restore: restoreOutput{Result: string(c.Restore.Result), Why: c.Restore.Why, Listens: c.Restore.Listener != nil},
@@ -149,7 +150,7 @@ func newReconnect(c *proto.Connection) *reconnectOutput {
 		absent = rule.AbsentFail
 	}
 	return &reconnectOutput{
-		To: sockpeer.Name(r.GetTo()).String(), UID: c.GetIdentity().GetUid(), GID: c.GetIdentity().GetGid(),
+		To: sockpeer.Name(r.GetTo()).String(), OrTo: sockpeer.Name(r.GetOrTo()).String(), UID: c.GetIdentity().GetUid(), GID: c.GetIdentity().GetGid(),
 		Prelude: r.GetPrelude(), Timeout: time.Duration(r.GetTimeoutNs()).String(), Absent: absent.String(),
 		ListenerUID: known(r.GetListenerUid()),
 	}

@@ -81,6 +81,9 @@ func (textFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	case e.Level == logrus.WarnLevel:
 		mark = "Warn: "
 	}
+	if client, ok := e.Data["client"]; ok { // of the service
+		mark += fmt.Sprintf("client %v, uid %v: ", client, e.Data["uid"])
+	}
 	return []byte("criuhook: " + mark + e.Message + "\n"), nil
 }
 

@@ -62,6 +62,7 @@ type (
 	peerOutput struct {
 		Inode uint32 `json:"inode,omitempty"`
 		Name  string `json:"name,omitempty"`
+		Path  string `json:"path,omitempty"`
 		PID   int    `json:"pid,omitempty"`
 		UID   *int64 `json:"uid"`
 		Exe   string `json:"exe,omitempty"`
@@ -78,7 +79,7 @@ func newScanOutput(pid int, snap *sockpeer.Snapshot, p *plan.Plan) scanOutput {
 			Type: c.Type.String(), Direction: c.Direction.String(), State: state(d),
 			Name: c.Name.String(), Netns: c.Netns, RecvQueue: c.RecvQueue, SendQueue: c.SendQueue,
 			HalfClosed: c.Shutdown != 0,
-			Peer:       newPeer(c.Peer.Inode, c.Peer.Name, c.Peer.PID, c.Peer.UID, c.Peer.Exe),
+			Peer:       newPeer(c.Peer.Inode, c.Peer.Name, c.Peer.Path, c.Peer.PID, c.Peer.UID, c.Peer.Exe),
 			Holders:    []scanHolder{}, Waiters: []scanWaiter{},
 			Verdict: scanVerdict{Action: d.Action.String(), Busy: d.Busy, Reason: d.Reason},
 		}
@@ -99,8 +100,8 @@ func newScanOutput(pid int, snap *sockpeer.Snapshot, p *plan.Plan) scanOutput {
 	return out
 }
 
-func newPeer(inode uint32, name sockpeer.Name, pid int, uid int64, exe string) peerOutput {
-	return peerOutput{Inode: inode, Name: name.String(), PID: pid, UID: known(uid), Exe: quoted(exe)}
+func newPeer(inode uint32, name, path sockpeer.Name, pid int, uid int64, exe string) peerOutput {
+	return peerOutput{Inode: inode, Name: name.String(), Path: path.String(), PID: pid, UID: known(uid), Exe: quoted(exe)}
 }
 
 // state is whether a connection is in use.

@@ -66,6 +66,8 @@ func TestVerbsOfCRIU(t *testing.T) {
 		{restore("--", "-D", none), exitUsage, "give it before --"},
 		{restore(), exitFailed, "there are no images: stat " + dir + "/inventory.img"},
 		{[]string{"restore", "--images-dir", none}, exitFailed, "there are no images: stat " + none},
+		{[]string{"serve", "now"}, exitUsage, `takes no arguments, got "now"`},
+		{[]string{"serve", "--log-level", "loud"}, exitUsage, "--log-level"},
 		{[]string{"--log-level", "info", "criu", "check"}, exitUsage, "CRIUHOOK_CRIU, CRIUHOOK_CONFIG and CRIUHOOK_LOG_LEVEL"},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

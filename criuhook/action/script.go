@@ -67,6 +67,11 @@ func FromEnvironment(getenv func(string) string) (*Script, error) {
 		}
 		s.Root = n
 	}
+	if !s.Idle() {
+		if err := s.fromService(); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 

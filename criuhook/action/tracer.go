@@ -108,7 +108,7 @@ func (t *Tracer) prepare(watchdog *time.Timer) (*dump.Dump, *interpose.Tracer, e
 	if err != nil {
 		return nil, nil, err
 	}
-	d := &dump.Dump{Root: t.Root, Rules: rules, Log: t.Log, Version: t.Version, ID: id}
+	d := &dump.Dump{Root: t.Root, Rules: rules, Log: t.Log, Version: t.Version, ID: id, Service: rpcSocket(t.CRIU)}
 	if err := t.awaitIdle(d, watchdog); err != nil {
 		return nil, nil, err
 	}

@@ -62,22 +62,27 @@ func (c *Client) finish() error {
 	return errors.Join(err, c.conn.close())
 }
 
-// kill is the last resort. Tasks that CRIU has seized run on when it is gone
-// (ptrace(2)). Its children do not end with it, and half restored tasks would
-// wait for it for ever.
 func (c *Client) kill() {
 	c.mu.Lock()
 	running, restoring := c.running, c.restoring
 	c.mu.Unlock()
+	Kill(c.cmd.Process, running, restoring)
+}
+
+// Kill kills a CRIU that is a child of ours: the last resort. Tasks that CRIU has
+// seized run on when it is gone (ptrace(2)). Its children do not end with it,
+// and half restored tasks would wait for it for ever: running, a request is under
+// way, so that they are its own business only; restoring, it is a restore.
+func Kill(criu *os.Process, running, restoring bool) {
 	var others []int
 	if running {
 		// Stopped, it makes no more of them while we look.
-		_ = c.cmd.Process.Signal(unix.SIGSTOP)
-		others = below(c.PID())
+		_ = criu.Signal(unix.SIGSTOP)
+		others = below(criu.Pid)
 	}
 	if running && restoring { // not on a dump: there CRIU traces the application
 		for _, pid := range children(os.Getpid()) { // rst_sibling makes them ours
-			if tracer(pid) == c.PID() {
+			if tracer(pid) == criu.Pid {
 				others = append(append(others, pid), below(pid)...)
 			}
 		}
@@ -85,7 +90,7 @@ func (c *Client) kill() {
 	for _, pid := range others {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	_ = c.cmd.Process.Kill()
+	_ = criu.Kill()
 }
 
 // below lists the descendants of a process.

@@ -176,14 +176,18 @@ func (config *Config) kept() (files []*os.File, closeAll func(), err error) {
 	return files, closeAll, nil
 }
 
-// reap wakes a receive when CRIU is gone: a child it left may still hold the
-// other end of the socket.
+// lastWords is how long CRIU's answer may take when CRIU has ended: what is called
+// CRIU may have a process between itself and us (package relay).
+const lastWords = 2 * time.Second
+
+// reap ends a receive when CRIU is gone: a child it left may still hold the other
+// end of the socket.
 func (c *Client) reap() {
 	_ = c.cmd.Wait() // kept in ProcessState
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dead = true
-	c.conn.setDeadline(time.Unix(1, 0))
+	c.conn.setDeadline(time.Now().Add(lastWords))
 	close(c.exited)
 }
 

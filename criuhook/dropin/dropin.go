@@ -2,8 +2,8 @@
 
 // Package dropin stands in for CRIU's command line: whoever calls "criu" need
 // not know of it. A dump is made by RPC, with CRIU as a child that has all the
-// options; a restore becomes CRIU, with sockets to inherit; any other command
-// becomes CRIU at once.
+// options; a restore becomes CRIU, with sockets to inherit; swrk becomes CRIU, with
+// a [Relay] between it and its client; any other command becomes CRIU at once.
 package dropin
 
 import (
@@ -66,6 +66,8 @@ func (c *Call) Run(ctx context.Context) int {
 		return c.dump(ctx, cmd)
 	case cmd.Name == "restore":
 		err = c.restore(ctx, cmd)
+	case cmd.Name == "swrk":
+		return c.swrk(cmd)
 	default:
 		err = c.become(c.Args)
 	}

@@ -6,9 +6,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"criuhook/criuhook/plan"
-	"criuhook/sockpeer"
 )
 
 // busyInterval is how often a connection is looked at that a rule waits for.
@@ -26,11 +23,10 @@ func (d *Dump) AwaitIdle(ctx context.Context, start time.Time, alive func()) err
 	tick := time.NewTicker(busyInterval)
 	defer tick.Stop()
 	for {
-		snap, err := sockpeer.Scan(d.Root)
+		p, _, err := d.Plan()
 		if err != nil {
 			return err
 		}
-		p := plan.Make(snap, d.Rules)
 		if len(p.Waiting()) == 0 {
 			return nil
 		}

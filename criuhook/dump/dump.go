@@ -11,6 +11,7 @@ package dump
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +31,15 @@ type Dump struct {
 	Log     *logrus.Logger
 	Version string // ours, for the record
 	ID      string // tells this dump from every other one
+	// Service is the inode of our own end of a connection by which somebody in the
+	// tree may have asked for this dump; 0: there is none. CRIU restores the other end
+	// itself, with the answer in it (USK_SERVICE in criu/sk-unix.c).
+	Service uint32
+	// Files, if not nil, makes the calls that read and write images, such as with
+	// the rights of somebody else.
+	Files func(func() error) error
+
+	services []uint32 // inodes of that other end, once the tree is frozen
 }
 
 // RefusedError: the dump must not be. It says why, and what would allow it, in
@@ -55,6 +65,7 @@ func (d *Dump) Decide(calls sockpeer.Calls) (*Decided, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.services = d.takeServices(snap)
 	for _, l := range snap.Pending {
 		d.Log.Warnf("process %d fd %d listens at %s, and %d clients wait there to be accepted: they are not in the images", l.Listener.PID, l.Listener.FD, l.Name, l.Count)
 	}
@@ -81,6 +92,32 @@ func (d *Dump) Decide(calls sockpeer.Calls) (*Decided, error) {
 	return &Decided{p, snap, rec}, nil
 }
 
+// takeServices takes the connections to Service out of a scan.
+func (d *Dump) takeServices(snap *sockpeer.Snapshot) (inodes []uint32) {
+	snap.Connections = slices.DeleteFunc(snap.Connections, func(c sockpeer.Connection) bool {
+		is := d.Service != 0 && c.Peer.Inode == d.Service
+		if is {
+			inodes = append(inodes, c.Inode)
+		}
+		return is
+	})
+	return inodes
+}
+
+// Services are the inodes of the sockets by which the tree asked for this dump,
+// after Decide: CRIU is to be told that they are external.
+func (d *Dump) Services() []uint32 { return d.services }
+
+// Plan decides about the running tree: what it finds may change.
+func (d *Dump) Plan() (p *plan.Plan, services []uint32, err error) {
+	snap, err := sockpeer.Scan(d.Root)
+	if err != nil {
+		return nil, nil, err
+	}
+	services = d.takeServices(snap)
+	return plan.Make(snap, d.Rules), services, nil
+}
+
 // BusyError is a refusal only because rules wait for busy connections: it is
 // worth another try once the tree has run on, until Patience has passed since
 // the first.
@@ -95,14 +132,23 @@ func (e *BusyError) Unwrap() error { return e.RefusedError }
 // Note logs the decisions and writes criuhook.plan into the images directory.
 // What an earlier dump left there goes first: CRIU overwrites its images now.
 func (d *Dump) Note(dir string, decided *Decided) error {
-	if err := image.RemoveStale(dir); err != nil {
-		return err
+	err := d.files(func() error {
+		if err := image.RemoveStale(dir); err != nil {
+			return err
+		}
+		return image.WritePlan(dir, decided.record)
+	})
+	if err == nil {
+		d.Report(decided)
 	}
-	if err := image.WritePlan(dir, decided.record); err != nil {
-		return err
+	return err
+}
+
+func (d *Dump) files(do func() error) error {
+	if d.Files != nil {
+		return d.Files(do)
 	}
-	d.Report(decided)
-	return nil
+	return do()
 }
 
 // Report logs what becomes of each connection.

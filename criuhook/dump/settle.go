@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/sirupsen/logrus"
+	pb "google.golang.org/protobuf/proto"
 
 	"criuhook/criuhook/image"
 	"criuhook/criuhook/plan"
@@ -20,6 +21,13 @@ import (
 // was told to leave out.
 func (d *Dump) Settle(dir string, rec *proto.Record, external ...image.ExternalFile) error {
 	if err := d.recheck(rec); err != nil {
+		return err
+	}
+	return d.files(func() error { return d.edit(dir, rec, external) })
+}
+
+func (d *Dump) edit(dir string, rec *proto.Record, external []image.ExternalFile) error {
+	if err := image.MarkService(dir, d.services); err != nil {
 		return err
 	}
 	if err := image.Normalize(dir, rec, external...); err != nil {
@@ -58,6 +66,20 @@ func (d *Dump) warnCaches(dir string) error {
 	for _, c := range set.Caches() {
 		for _, h := range c.Holders {
 			d.late().Warnf("process %d fd %d has the cache %s open and does not map it: a restore needs that file, of the same size", h.PID, h.FD, c.Path)
+		}
+	}
+	return nil
+}
+
+// Unchanged fails if a connection that Settle took for idle is no longer that.
+func (d *Dump) Unchanged(rec *proto.Record) error {
+	now := pb.CloneOf(rec)
+	if err := d.recheck(now); err != nil {
+		return err
+	}
+	for i, c := range rec.Connections {
+		if later := now.Connections[i]; later.Action != c.Action {
+			return fmt.Errorf("%s: %s, when its images were finished already: dump again", plan.Describe(c), later.Busy)
 		}
 	}
 	return nil

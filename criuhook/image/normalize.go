@@ -32,11 +32,10 @@ func Normalize(dir string, rec *proto.Record, external ...ExternalFile) error {
 		return err
 	}
 	defer f.close()
-	s, err := load(f)
+	e, err := newEdit(f)
 	if err != nil {
 		return err
 	}
-	e := &edit{Set: s, changed: map[*file]*fdinfo.FileEntry{}, dropped: map[*file]bool{}, unmap: map[*remap]bool{}, memory: map[*task]bool{}, leaves: map[uint32]bool{}}
 	if err := e.sockets(rec); err != nil {
 		return fmt.Errorf("edit the sockets in %s: %w", f.dir, err)
 	}
@@ -68,6 +67,14 @@ type edit struct {
 	unmap   map[*remap]bool
 	memory  map[*task]bool
 	leaves  map[uint32]bool // ids of sockets that are connections of the record
+}
+
+func newEdit(f *folder) (*edit, error) {
+	s, err := load(f)
+	if err != nil {
+		return nil, err
+	}
+	return &edit{Set: s, changed: map[*file]*fdinfo.FileEntry{}, dropped: map[*file]bool{}, unmap: map[*remap]bool{}, memory: map[*task]bool{}, leaves: map[uint32]bool{}}, nil
 }
 
 // writes encodes the images that change, in the order they are put in place.

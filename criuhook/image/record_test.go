@@ -128,6 +128,8 @@ func TestInvalidRecord(t *testing.T) {
 		"how unasked": func(c *proto.Connection) { c.Action = proto.Action_ACTION_HANGUP },
 		"name":        func(c *proto.Connection) { c.Name = make([]byte, 109) },
 		"to":          func(c *proto.Connection) { c.Reconnect.To = nil },
+		"other to":    func(c *proto.Connection) { c.Reconnect.OrTo = make([]byte, 109) },
+		"path":        func(c *proto.Connection) { c.Peer = &proto.Peer{Path: make([]byte, 109)} },
 		"prelude":     func(c *proto.Connection) { c.Reconnect.Prelude = "x" },
 		"timeout":     func(c *proto.Connection) { c.Reconnect.TimeoutNs = 600e9 + 1 },
 		"uid":         func(c *proto.Connection) { c.Reconnect.ListenerUid = 1 << 32 },

@@ -16,6 +16,11 @@ import (
 // criu/sk-unix.c it is USK_EXTERN.
 const uskExtern = 1
 
+// uskService marks a socket by which a process asked CRIU for its own dump:
+// CRIU restores it as one whose peer has sent the answer, and gone. There it is
+// USK_SERVICE.
+const uskService = 2
+
 // shutBoth is a socket that can neither receive nor send any more.
 const shutBoth = 3
 

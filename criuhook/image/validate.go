@@ -69,7 +69,7 @@ func validateConnection(c *proto.Connection) error {
 	default:
 		return fmt.Errorf("unknown type %d", c.GetType())
 	}
-	if len(c.GetName()) > maxName || len(c.GetPeer().GetName()) > maxName {
+	if len(c.GetName()) > maxName || len(c.GetPeer().GetName()) > maxName || len(c.GetPeer().GetPath()) > maxName {
 		return fmt.Errorf("a name is longer than %d bytes", maxName)
 	}
 	if u := c.GetPeer().GetUid(); u < -1 || u > math.MaxUint32 {
@@ -110,6 +110,9 @@ func validateConnection(c *proto.Connection) error {
 func validateReconnect(r *proto.Reconnect) error {
 	if n := len(r.GetTo()); n == 0 || n > maxName {
 		return fmt.Errorf("the name to connect to has %d bytes, 1 to %d are possible", n, maxName)
+	}
+	if len(r.GetOrTo()) > maxName {
+		return fmt.Errorf("the other name to connect to is longer than %d bytes", maxName)
 	}
 	switch r.GetPrelude() {
 	case "none", "sssd", "lwmsg", "dbus":

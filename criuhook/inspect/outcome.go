@@ -3,6 +3,7 @@
 package inspect
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"time"
@@ -62,6 +63,17 @@ func outcome(c *proto.Connection, ownNetns bool, listeners []sockpeer.Listener) 
 	}
 	r := c.GetReconnect()
 	to := sockpeer.Name(r.GetTo())
+	if path := c.GetPeer().GetPath(); bytes.Equal(r.GetTo(), path) && len(path) > 0 {
+		// The application's mounts are not ours: by the daemon's own name.
+		own := outcomeAt(sockpeer.Name(c.GetPeer().GetName()), c, ownNetns, listeners)
+		own.Why += fmt.Sprintf(" (for the application %s)", to)
+		return own
+	}
+	return outcomeAt(to, c, ownNetns, listeners)
+}
+
+func outcomeAt(to sockpeer.Name, c *proto.Connection, ownNetns bool, listeners []sockpeer.Listener) Outcome {
+	r := c.GetReconnect()
 	if to.Abstract() && ownNetns {
 		return Outcome{Result: Unknown, Why: fmt.Sprintf("%s is an abstract name in the network namespace that the restore makes", to)}
 	}

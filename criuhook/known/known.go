@@ -124,10 +124,18 @@ func library(base, want string) (name string, ok bool) {
 	return want, base == want || strings.HasPrefix(base, want+".")
 }
 
-// find returns the service that listens at the name a connection was made to.
+// find returns the service that listens at the name a connection was made to:
+// as the daemon bound it, else as the application sees it.
 func find(c *sockpeer.Connection) *service {
-	name := c.Peer.Name.Pattern()
-	if !c.Peer.Name.Abstract() {
+	if s := named(c.Peer.Name); s != nil || c.Peer.Path == "" {
+		return s
+	}
+	return named(c.Peer.Path)
+}
+
+func named(n sockpeer.Name) *service {
+	name := n.Pattern()
+	if !n.Abstract() {
 		if !strings.HasPrefix(name, "/") {
 			return nil
 		}

@@ -102,6 +102,16 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+// The daemon is bound to a name of its own container's, say, and the application
+// sees it where its library looks.
+func TestDescribePath(t *testing.T) {
+	c := to("/data/sock", "/d")
+	c.Peer.Path = "/var/lib/sss/pipes/nss"
+	if d := known.Describe(c, nil); d.String() != "sssd, name service (nss pipe)" {
+		t.Errorf("got %s", d)
+	}
+}
+
 func TestDescribeShared(t *testing.T) {
 	sss := []string{lib + "libnss_sss.so.2"}
 	for _, tt := range []struct {

@@ -135,6 +135,9 @@ func (d *Decision) peer() string {
 		name = "a socket without a name"
 	}
 	var more []string
+	if p.Path != "" {
+		more = append(more, "for the application "+p.Path.String())
+	}
 	if p.PID != 0 {
 		more = append(more, "process "+strconv.Itoa(p.PID))
 	}

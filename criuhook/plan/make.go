@@ -113,7 +113,7 @@ func (d *Decision) checkReconnect(snap *sockpeer.Snapshot) {
 	case c.Peer.UID < 0:
 		d.Action = rule.Hangup
 		d.Reason = "not reconnected: the listener's user is not known, so a restore could not tell another server from it"
-	case r.To == "" && c.Peer.Elsewhere:
+	case r.To == "" && c.Peer.Elsewhere && c.Peer.Path == "":
 		d.Action = rule.Hangup
 		d.Reason = fmt.Sprintf("not reconnected: for process %d the name leads to another file than the daemon's, or could not be looked up in time; give the rule a to", c.Holders[0].PID)
 	default:

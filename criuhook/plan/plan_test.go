@@ -119,6 +119,10 @@ func TestMake(t *testing.T) {
 
 		{name: "elsewhere", change: func(c *conn, _ procs) { c.Peer.Elsewhere = true }, rule: &reconnect, want: rule.Hangup,
 			reason: "for process 10 the name leads to another file than the daemon's, or could not be looked up in time; give the rule a to"},
+		{name: "elsewhere, under another name", change: func(c *conn, _ procs) { c.Peer.Elsewhere, c.Peer.Path = true, "/inside/d" },
+			rule: &reconnect, want: rule.Reconnect},
+		{name: "a rule for the name inside", change: func(c *conn, _ procs) { c.Peer.Path = "/inside/d" },
+			rule: with(func(r *rule.Rule) { r.Path = "/inside/*" }), want: rule.Reconnect},
 		{name: "elsewhere, to", change: func(c *conn, _ procs) { c.Peer.Elsewhere = true },
 			rule: with(func(r *rule.Rule) { r.To = "/run/e" }), want: rule.Reconnect},
 
@@ -336,6 +340,45 @@ func TestRecordDefaults(t *testing.T) {
 	want := &proto.Reconnect{To: []byte("/run/d"), Prelude: "none", ListenerUid: 112}
 	if diff := cmp.Diff(want, rec.Connections[0].Reconnect, protocmp.Transform()); diff != "" || rec.Connections[0].BusyRefuses {
 		t.Error(diff)
+	}
+}
+
+// The names of a daemon that the application sees under another.
+func TestRecordPaths(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		elsewhere bool
+		to        string // of the rule
+		wantTo    string
+		wantOr    string
+	}{
+		{name: "not visible by its own", wantTo: "/inside/d", wantOr: "/run/d"},
+		{name: "its own leads to another", elsewhere: true, wantTo: "/inside/d"},
+		{name: "the rule says", to: "/run/e", wantTo: "/run/e"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			snap := snapshot(func(c *sockpeer.Connection, _ map[int]sockpeer.Process) {
+				c.Peer.Path, c.Peer.Elsewhere = "/inside/d", tt.elsewhere
+			})
+			set := &rule.Set{Rules: []rule.Rule{{Name: "d", Path: "/run/d", Idle: rule.Reconnect, Busy: rule.Hangup, To: tt.to}}}
+			p := plan.Make(snap, set)
+			rec, err := p.Record(snap, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := rec.Connections[0]
+			if string(c.Peer.Name) != "/run/d" || string(c.Peer.Path) != "/inside/d" {
+				t.Errorf("recorded peer: %v", c.Peer)
+			}
+			if string(c.Reconnect.To) != tt.wantTo || string(c.Reconnect.OrTo) != tt.wantOr {
+				t.Errorf("recorded: %v", c.Reconnect)
+			}
+			for _, text := range []string{plan.Describe(c), p.Decisions[0].String()} {
+				if !strings.Contains(text, "/run/d") || !strings.Contains(text, "/inside/d") {
+					t.Errorf("it says %q", text)
+				}
+			}
+		})
 	}
 }
 

@@ -63,6 +63,7 @@ func (d *Decision) record(snap *sockpeer.Snapshot, depth int) (*proto.Connection
 			Pid:   pid32(c.Peer.PID),
 			Uid:   max(c.Peer.UID, -1),
 			Exe:   utf8Text(c.Peer.Exe),
+			Path:  []byte(c.Peer.Path),
 		},
 		Busy:   utf8Text(d.Busy),
 		Reason: utf8Text(d.Reason),
@@ -109,11 +110,17 @@ func (d *Decision) record(snap *sockpeer.Snapshot, depth int) (*proto.Connection
 }
 
 func reconnect(r *rule.Rule, c *sockpeer.Connection) *proto.Reconnect {
-	to := []byte(c.Peer.Name)
-	if r.To != "" {
+	to, or := []byte(c.Peer.Name), []byte(nil)
+	switch {
+	case r.To != "":
 		to = []byte(r.To)
 		if to[0] == '@' {
 			to[0] = 0
+		}
+	case c.Peer.Path != "":
+		to = []byte(c.Peer.Path)
+		if !c.Peer.Elsewhere { // where the application is restored, it may be visible
+			or = []byte(c.Peer.Name)
 		}
 	}
 	prelude := r.Prelude
@@ -126,6 +133,7 @@ func reconnect(r *rule.Rule, c *sockpeer.Connection) *proto.Reconnect {
 	}
 	return &proto.Reconnect{
 		To:          to,
+		OrTo:        or,
 		Prelude:     prelude,
 		TimeoutNs:   int64(r.Timeout),
 		AbsentFails: r.Absent == rule.AbsentFail,
@@ -154,6 +162,9 @@ func Describe(c *proto.Connection) string {
 	name := "an unnamed peer"
 	if n := sockpeer.Name(c.GetPeer().GetName()); n != "" {
 		name = n.String()
+	}
+	if n := sockpeer.Name(c.GetPeer().GetPath()); n != "" {
+		name += ", which it sees as " + n.String()
 	}
 	return fmt.Sprintf("%s, connected to %s (rule %q)", where, name, c.Rule)
 }

@@ -3,6 +3,7 @@
 package restore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,8 +65,8 @@ func connect(ctx context.Context, sock *sockpeer.Socket, c *proto.Connection, fr
 	defer root.Close()
 	to := sockpeer.Name(c.Reconnect.To)
 	id := c.GetIdentity()
-	as := sockpeer.Identity{UID: id.GetUid(), GID: id.GetGid(), Groups: id.GetGroups(), CapEff: id.GetCapEff()}
-	if as, err = withinCaller(as); err != nil {
+	as, err := withinCaller(identity(c))
+	if err != nil {
 		return 0, err
 	}
 	conn := sockpeer.Connector{
@@ -74,10 +75,20 @@ func connect(ctx context.Context, sock *sockpeer.Socket, c *proto.Connection, fr
 		PID:         from.pid,
 		ListenerUID: c.Reconnect.ListenerUid,
 		Slots:       slots,
+		Or:          sockpeer.Name(c.Reconnect.GetOrTo()),
 	}
 	return conn.Connect(ctx, sock, to, func() error {
-		return prelude.Run(c.Reconnect.Prelude, sock.Stream(ctx), prelude.Peer{Path: to.Pattern(), UID: id.GetUid()})
+		return prelude.Run(c.Reconnect.Prelude, sock.Stream(ctx), prelude.Peer{Path: ownName(c).Pattern(), UID: id.GetUid()})
 	})
+}
+
+// ownName is the name by which the daemon at the other end knows itself: the
+// one it is bound to, or that a rule gives.
+func ownName(c *proto.Connection) sockpeer.Name {
+	if to := c.Reconnect.GetTo(); !bytes.Equal(to, c.GetPeer().GetPath()) {
+		return sockpeer.Name(to)
+	}
+	return sockpeer.Name(c.GetPeer().GetName())
 }
 
 // hangup makes what is left of an attempt a dead connection.

@@ -252,6 +252,10 @@ func words[T any](choices []choice[T]) string {
 }
 
 func duration(n *yaml.Node, key string, p *problems) time.Duration {
+	return durationUpTo(n, key, MaxDuration, p)
+}
+
+func durationUpTo(n *yaml.Node, key string, longest time.Duration, p *problems) time.Duration {
 	if n.Kind != yaml.ScalarNode {
 		p.at(n, "%s must be a duration such as 2s, not %s", key, kind(n))
 		return 0
@@ -260,8 +264,8 @@ func duration(n *yaml.Node, key string, p *problems) time.Duration {
 	switch {
 	case err != nil:
 		p.at(n, "%s must be a duration with a unit, such as 2s or 500ms, not %q", key, n.Value)
-	case d <= 0 || d > MaxDuration:
-		p.at(n, "%s must be more than 0 and at most %s, not %s", key, MaxDuration, n.Value)
+	case d <= 0 || d > longest:
+		p.at(n, "%s must be more than 0 and at most %s, not %s", key, longest, n.Value)
 	default:
 		return d
 	}

@@ -20,14 +20,14 @@ func Dir(configFile string) string { return filepath.Join(filepath.Dir(configFil
 
 // Load reads the configuration file and then the *.yaml files of rules.d
 // beside it in name order. Their rules come first, in that order, then the
-// built-in ones; of unknown, inbound and criu the last file that sets one
-// wins. With mustExist the configuration file has to be there, rules.d never.
+// built-in ones; of unknown, inbound, criu and each key of service the
+// last file that sets it wins. With mustExist the configuration file has to be there, rules.d never.
 // The configuration file /dev/null means the built-in rules alone.
 //
 // With an effective uid of 0 a file that others could have written is
 // refused, since it decides to whom root connects and what root runs.
 func Load(configFile string, mustExist bool) (*Set, error) {
-	set := &Set{}
+	set := &Set{Service: DefaultService}
 	if configFile == os.DevNull {
 		set.Rules = BuiltIn()
 		return set, nil
@@ -82,6 +82,9 @@ func (s *Set) merge(f *File, owners map[string]string) error {
 	}
 	if f.CRIU != "" {
 		s.CRIU = f.CRIU
+	}
+	if f.Service != nil {
+		s.Service = decodeService(&f.service, s.Service, p)
 	}
 	return p.err()
 }

@@ -12,8 +12,9 @@ import (
 )
 
 // Match returns the first rule that c falls under, nil if there is none. The
-// result points into s. A rule's path is compared with the peer's name, and
-// for an inbound connection with our own; a name that is neither abstract nor
+// result points into s. A rule's path is compared with the peer's name and with
+// the one by which the application reaches the peer, if that is another; for an
+// inbound connection with our own. A name that is neither abstract nor
 // absolute falls under no path, because nobody can tell where it is.
 func (s *Set) Match(c *sockpeer.Connection) *Rule {
 	for i := range s.Rules {
@@ -40,11 +41,21 @@ func (r *Rule) matches(c *sockpeer.Connection) bool {
 	if r.Path == "" {
 		return true
 	}
-	name := matched(c)
-	return placed(name) && globMatches(r.Path, name.Pattern())
+	return slices.ContainsFunc(names(c), func(name sockpeer.Name) bool {
+		return placed(name) && globMatches(r.Path, name.Pattern())
+	})
 }
 
-// matched is the name of c that a rule's path is about.
+// names are all names of c that a rule's path may be about: a container sees
+// the daemon's socket under another than the daemon.
+func names(c *sockpeer.Connection) []sockpeer.Name {
+	if c.Direction == sockpeer.Inbound || c.Peer.Path == "" {
+		return []sockpeer.Name{matched(c)}
+	}
+	return []sockpeer.Name{matched(c), c.Peer.Path}
+}
+
+// matched is the name of c that a rule's path is about first of all.
 func matched(c *sockpeer.Connection) sockpeer.Name {
 	if c.Direction == sockpeer.Inbound {
 		return c.Name

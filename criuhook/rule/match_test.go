@@ -71,6 +71,8 @@ func TestBuiltIn(t *testing.T) {
 func TestMatch(t *testing.T) {
 	inbound := to("")
 	inbound.Direction, inbound.Name = sockpeer.Inbound, "/run/me"
+	inside := to("/run/d")
+	inside.Peer.Path = "/inside/d"
 	for _, tt := range []struct {
 		name string
 		rule rule.Rule
@@ -86,6 +88,9 @@ func TestMatch(t *testing.T) {
 		{"abstract", rule.Rule{Path: "@a?"}, to("\x00ab"), true},
 		{"abstract is not a path", rule.Rule{Path: "/a"}, to("\x00/a"), false},
 		{"relative path that looks abstract", rule.Rule{Path: "@a"}, to("@a"), false},
+		{"the daemon's name", rule.Rule{Path: "/run/*"}, inside, true},
+		{"the application's name for it", rule.Rule{Path: "/inside/*"}, inside, true},
+		{"neither", rule.Rule{Path: "/*"}, inside, false},
 		{"inbound by our own name", rule.Rule{Path: "/run/*", Direction: sockpeer.Inbound}, inbound, true},
 		{"inbound wants an inbound rule", rule.Rule{Path: "/run/*"}, inbound, false},
 	} {

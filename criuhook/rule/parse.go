@@ -28,11 +28,14 @@ type File struct {
 	Unknown, Inbound *Action
 	// CRIU is the path of the real CRIU; "": the file names none.
 	CRIU string
+	// Service is what the file says of the service, over the defaults; nil: nothing.
+	Service *Service
 
-	names []yaml.Node // where each rule is named
+	service yaml.Node   // the same, to be read over what other files say
+	names   []yaml.Node // where each rule is named
 }
 
-var fileKeys = []string{"rules", "unknown", "inbound", "criu"}
+var fileKeys = []string{"rules", "unknown", "inbound", "criu", "service"}
 
 // Parse reads one configuration file; name is what errors call it. The error
 // joins one *Error for each mistake. Whether names clash with the built-in
@@ -222,6 +225,10 @@ func (f *File) decode(root *yaml.Node, p *problems) {
 		if f.CRIU != "" && (!path.IsAbs(f.CRIU) || strings.ContainsRune(f.CRIU, 0)) {
 			p.at(n, "criu must be an absolute path, not %q", f.CRIU)
 		}
+	}
+	if n := values["service"]; n != nil {
+		s := decodeService(n, DefaultService, p)
+		f.Service, f.service = &s, *n
 	}
 	list := values["rules"]
 	switch {

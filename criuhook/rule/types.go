@@ -71,8 +71,9 @@ type About struct {
 // condition matches everything.
 type Rule struct {
 	Name string
-	// Path is a glob (path.Match) on the peer's name, "@…" for abstract
-	// names; of an inbound connection, on our own name.
+	// Path is a glob (path.Match) on the peer's name as the peer bound it or as
+	// the application sees it, "@…" for abstract names; of an inbound
+	// connection, on our own name.
 	Path      string
 	Type      *sockpeer.Type // nil: any
 	Exe       string         // glob on the peer's executable
@@ -104,4 +105,6 @@ type Set struct {
 	Inbound Action // inbound without a rule: Refuse or Hangup
 	// CRIU is the path of the real CRIU; "": the configuration names none.
 	CRIU string
+	// Service is for "criuhook serve".
+	Service Service
 }

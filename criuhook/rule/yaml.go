@@ -40,6 +40,7 @@ func (s *Set) YAML() ([]byte, error) {
 		r.yaml(&b)
 	}
 	fmt.Fprintf(&b, "\nunknown: %s\ninbound: %s\n", s.Unknown, s.Inbound)
+	s.Service.yaml(&b)
 	return []byte(b.String()), nil
 }
 

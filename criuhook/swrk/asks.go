@@ -9,11 +9,14 @@ import (
 	"criuhook/criuhook/criurpc"
 )
 
-// neverAsks reports that a CRIU surely does not ask for external files: it is a
-// program without the name of that question in it. Versions tell little about
-// forks and backports. Of anything else, such as a script that starts CRIU,
-// only a dump tells.
-func neverAsks(criu string) bool {
+// Asks reports whether a CRIU asks for external files, if that is known: a program
+// that does has the name of that question in it. Versions tell little about forks
+// and backports. Of anything else, such as a script that starts CRIU, only a dump
+// tells.
+func Asks(criu string) (asks, known bool) {
 	program, err := os.ReadFile(criu) // one to three megabytes
-	return err == nil && bytes.HasPrefix(program, []byte("\x7fELF")) && !bytes.Contains(program, []byte(criurpc.StageQueryExtFiles))
+	if err != nil || !bytes.HasPrefix(program, []byte("\x7fELF")) {
+		return false, false
+	}
+	return bytes.Contains(program, []byte(criurpc.StageQueryExtFiles)), true
 }

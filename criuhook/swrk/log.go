@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -40,8 +42,9 @@ func (l *CRIULog) Write(b []byte) (int, error) {
 	return unix.Write(l.out.FD(), b)
 }
 
-// attach finds CRIU's log, once CRIU waits for us and has opened it.
-func (l *CRIULog) attach(criu int, path string) {
+// Attach finds CRIU's log, once CRIU waits for us and has opened it: path, or
+// moved, where a configuration file took it.
+func (l *CRIULog) Attach(criu int, path string, moved bool) {
 	if l == nil || path == "" {
 		return
 	}
@@ -50,27 +53,71 @@ func (l *CRIULog) attach(criu int, path string) {
 	if l.out != nil {
 		return
 	}
+	fd := openAs(criu, path)
+	if fd < 0 && moved {
+		fd = appendOnly(criu)
+	}
+	if fd < 0 {
+		return
+	}
+	var err error
+	if l.out, err = sockpeer.Duplicate(criu, fd); err != nil {
+		l.out = nil
+		return
+	}
+	_, _ = unix.Write(l.out.FD(), l.held.Bytes()) // a log that is full is no reason to fail
+	l.held.Reset()
+}
+
+// openAs is the descriptor under which a process has a file open; -1: none.
+func openAs(pid int, path string) int {
 	want, err := os.Stat(path)
 	if err != nil {
-		return
+		return -1
 	}
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", criu)) // the pattern is valid
-	for _, link := range links {
-		if got, err := os.Stat(link); err != nil || !os.SameFile(got, want) {
-			continue
+	for _, fd := range descriptors(pid) {
+		if got, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err == nil && os.SameFile(got, want) {
+			return fd
 		}
-		var fd int
-		if _, err := fmt.Sscanf(filepath.Base(link), "%d", &fd); err != nil {
-			continue
-		}
-		if l.out, err = sockpeer.Duplicate(criu, fd); err != nil {
-			l.out = nil
-			continue
-		}
-		_, _ = unix.Write(l.out.FD(), l.held.Bytes()) // a log that is full is no reason to fail
-		l.held.Reset()
-		return
 	}
+	return -1
+}
+
+// appendOnly is a descriptor that CRIU has of a file as it opens its log, and
+// nothing else (log_init in criu/log.c); -1: none.
+func appendOnly(pid int) int {
+	const how = unix.O_WRONLY | unix.O_APPEND
+	fds := descriptors(pid)
+	slices.Sort(fds)
+	for _, fd := range slices.Backward(fds) { // CRIU's own are the highest
+		if fd <= unix.Stderr {
+			break
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(b), "flags:")
+		line, _, _ := strings.Cut(rest, "\n")
+		flags, err := strconv.ParseUint(strings.TrimSpace(line), 8, 32)
+		if err != nil || flags&(unix.O_ACCMODE|unix.O_APPEND) != how {
+			continue
+		}
+		if got, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err == nil && got.Mode().IsRegular() {
+			return fd
+		}
+	}
+	return -1
+}
+
+func descriptors(pid int) (fds []int) {
+	names, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)) // nothing, if it is gone
+	for _, name := range names {
+		if fd, err := strconv.Atoi(name.Name()); err == nil {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
 }
 
 // Save writes what is held back to a new file, where CRIU, which was not
@@ -89,15 +136,18 @@ func (l *CRIULog) Save(name string) error {
 	return nil
 }
 
-// attached reports whether what is written reaches CRIU's log.
-func (l *CRIULog) attached() bool {
+// Attached reports whether what is written reaches CRIU's log.
+func (l *CRIULog) Attached() bool {
+	if l == nil {
+		return false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.out != nil
 }
 
-// detach lets go of the log of a CRIU that has ended.
-func (l *CRIULog) detach() {
+// Detach lets go of the log of a CRIU that has ended.
+func (l *CRIULog) Detach() {
 	if l == nil {
 		return
 	}
@@ -108,3 +158,6 @@ func (l *CRIULog) detach() {
 		l.out = nil
 	}
 }
+
+// Has reports whether a process has a file or directory open.
+func Has(pid int, path string) bool { return openAs(pid, path) >= 0 }

@@ -68,12 +68,12 @@ func (r *Restore) Run(ctx context.Context, signals chan os.Signal) (pid int, err
 	if len(r.Keep) > 0 {
 		handed = nil // they are among these
 	}
-	raiseLimit(len(files))
+	RaiseLimit(len(files))
 	if h.criu, err = criurpc.Start(r.config(f, handed)); err != nil {
 		return 0, err
 	}
 	defer h.criu.Close()
-	defer r.CRIULog.detach()
+	defer r.CRIULog.Detach()
 	closeAll(files) // ours would keep a connection open that the application closes
 	resp, err := h.criu.Do(ctx, req, h)
 	if resp.GetSuccess() {
@@ -92,8 +92,8 @@ func stopBy(signals chan os.Signal, done <-chan struct{}, cancel context.CancelC
 	}
 }
 
-// raiseLimit lets CRIU open its libraries beside n inherited descriptors.
-func raiseLimit(n int) {
+// RaiseLimit lets CRIU open its libraries beside n inherited descriptors.
+func RaiseLimit(n int) {
 	var limit syscall.Rlimit
 	if n == 0 || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return
@@ -161,7 +161,7 @@ func (h *restoring) inherit(ctx context.Context, opts *rpc.CriuOpts) (files []*o
 
 // Notify connects what is still unconnected, before anything runs.
 func (h *restoring) Notify(ctx context.Context, n *criurpc.Notification) (*rpc.CriuOpts, error) {
-	h.CRIULog.attach(h.criu.PID(), h.logPath(h.folders))
+	h.CRIULog.Attach(h.criu.PID(), h.logPath(h.folders), false)
 	if n.Stage != criurpc.StagePostRestore {
 		return nil, nil
 	}

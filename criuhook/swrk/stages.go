@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package swrk
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"criuhook/criuhook/dump"
+	"criuhook/criuhook/image"
+	"criuhook/criuhook/interpose"
+	"criuhook/criuhook/plan"
+)
+
+// Stages is what we do in one dump by RPC, whoever talks to CRIU:
+//
+//	Declare  before the request, only to a CRIU that does not ask
+//	By       CRIU is there
+//	Decide   at query-ext-files
+//	Finish   at post-dump
+//	Failed   CRIU has said, or shown, that it failed
+type Stages struct {
+	Base *dump.Dump
+
+	images string      // path
+	criu   int         // pid
+	before os.FileInfo // files.img; nil: there was none
+	// declared are the inodes that CRIU was told of in advance.
+	declared map[uint32]bool
+	asked    bool // CRIU sent query-ext-files
+	decided  *dump.Decided
+	settled  bool // the images have their form
+	external []image.ExternalFile
+}
+
+// NewStages begins a dump into the directory images.
+func NewStages(base *dump.Dump, images string) *Stages {
+	return &Stages{Base: base, images: images, before: state(images)}
+}
+
+// By says which CRIU dumps.
+func (s *Stages) By(criu int) (err error) {
+	s.criu = criu
+	s.Base.ID, err = dump.ID(criu)
+	return err
+}
+
+// Asked: CRIU has asked for external files.
+func (s *Stages) Asked() bool { return s.asked || s.decided != nil }
+
+// Settled: the images have their form.
+func (s *Stages) Settled() bool { return s.settled }
+
+// frozenTime is how long deciding may take, while the tree is frozen.
+const frozenTime = 30 * time.Second
+
+// Decide decides about the frozen tree and returns what CRIU is to be told is
+// external. What hangs, in a file system or in a process that nobody can stop, is
+// left behind: then the dump is to fail, so that the tree runs on.
+func (s *Stages) Decide() (keys []string, err error) {
+	s.asked = true
+	type result struct {
+		keys []string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		keys, err := s.decide()
+		done <- result{keys, err}
+	}()
+	select {
+	case r := <-done:
+		return r.keys, r.err
+	case <-time.After(frozenTime):
+		return nil, fmt.Errorf("decide about the connections of the tree of process %d: not done in %v, so it is let run on: look what hangs in /proc/%d, or in the file system of the images", s.Base.Root, frozenTime, s.Base.Root)
+	}
+}
+
+func (s *Stages) decide() ([]string, error) {
+	decided, err := s.Base.Decide(nil)
+	if err != nil {
+		return nil, err
+	}
+	if s.external, err = s.Base.ExternalGhosts(); err != nil {
+		return nil, err
+	}
+	if err := s.hideUnaccepted(decided); err != nil {
+		return nil, err
+	}
+	if err := s.Base.Note(s.images, decided); err != nil {
+		return nil, err
+	}
+	s.decided = decided
+	return keys(decided.Plan.Decisions, s.Base.Services(), s.external), nil
+}
+
+// hideUnaccepted makes CRIU find connections dead that nobody has accepted yet.
+// CRIU has no word for those: declared external or not, it looks for the
+// listener in the tree (dump_one_unix_fd in criu/sk-unix.c). So they are
+// changed in what it reads of them, as the action script does it.
+func (s *Stages) hideUnaccepted(decided *dump.Decided) error {
+	var inodes []string
+	var first *plan.Decision
+	for i := range decided.Plan.Decisions {
+		if d := &decided.Plan.Decisions[i]; d.Connection.Unaccepted {
+			inodes = append(inodes, strconv.FormatUint(uint64(d.Connection.Inode), 10))
+			if first == nil {
+				first = d
+			}
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	err := interpose.Spawn(nil, "--criu-pid", strconv.Itoa(s.criu), "--tree", strconv.Itoa(s.Base.Root),
+		"--dead", strings.Join(inodes, ","), "--netns", strconv.Itoa(len(decided.Snapshot.Netns)))
+	if err != nil {
+		return fmt.Errorf("%s; CRIU must not see that as it is: %w; dump again when the peer has accepted it", first, err)
+	}
+	return nil
+}
+
+func keys(decisions []plan.Decision, services []uint32, files []image.ExternalFile) []string {
+	var out []string
+	for _, inode := range services {
+		out = append(out, unixKey(inode))
+	}
+	for _, d := range decisions {
+		if d.Connection.Unaccepted {
+			continue
+		}
+		out = append(out, unixKey(d.Connection.Inode))
+	}
+	for _, f := range files {
+		out = append(out, f.Key)
+	}
+	return out
+}
+
+func unixKey(inode uint32) string { return fmt.Sprintf("unix[%d]", inode) }
+
+// Finish brings the images, which are complete, into their form. An error is to
+// fail the dump.
+func (s *Stages) Finish() error {
+	if s.decided == nil {
+		if err := s.decideLate(); err != nil {
+			return err
+		}
+	}
+	if err := s.Base.Settle(s.images, s.decided.Record(), s.external...); err != nil {
+		return err
+	}
+	s.settled = true
+	return nil
+}
+
+// Unchanged fails if a connection of the finished images is no longer idle. It is
+// for who lets time pass after Finish.
+func (s *Stages) Unchanged() error { return s.Base.Unchanged(s.decided.Record()) }
+
+// Declare finds what is to be told to a CRIU that does not ask, before it
+// dumps.
+func (s *Stages) Declare() ([]string, error) {
+	p, services, err := s.Base.Plan()
+	if err != nil {
+		return nil, err
+	}
+	if len(p.Refused()) > 0 {
+		return nil, &dump.RefusedError{Text: p.Explain()}
+	}
+	if s.external, err = s.Base.ExternalGhosts(); err != nil {
+		return nil, err
+	}
+	s.declared = map[uint32]bool{}
+	for i := range p.Decisions {
+		d := &p.Decisions[i]
+		if d.Connection.Unaccepted {
+			return nil, fmt.Errorf("%s; this CRIU does not tell when the tree is frozen, so that it cannot be hidden from it: dump again when the peer has accepted it", d)
+		}
+		s.declared[d.Connection.Inode] = true
+	}
+	return keys(p.Decisions, services, s.external), nil
+}
+
+// decideLate decides when the images are written: the tree has been frozen
+// since before they were.
+func (s *Stages) decideLate() error {
+	decided, err := s.Base.Decide(nil)
+	if err != nil {
+		return err
+	}
+	var late []string
+	for i := range decided.Plan.Decisions {
+		if d := &decided.Plan.Decisions[i]; !s.declared[d.Connection.Inode] {
+			late = append(late, d.String())
+		}
+	}
+	if len(late) > 0 {
+		return appeared(late)
+	}
+	if err := s.Base.Note(s.images, decided); err != nil {
+		return err
+	}
+	s.decided = decided
+	return nil
+}
+
+// Appeared tells which connections came after CRIU was told of the others, which
+// CRIU's own message does not; nil: none, or that was not how it failed.
+func (s *Stages) Appeared() error {
+	if s.declared == nil || s.decided != nil {
+		return nil
+	}
+	p, _, err := s.Base.Plan()
+	if err != nil {
+		return nil // gone; CRIU's message stands
+	}
+	var late []string
+	for i := range p.Decisions {
+		if d := &p.Decisions[i]; !s.declared[d.Connection.Inode] {
+			late = append(late, d.String())
+		}
+	}
+	if len(late) == 0 {
+		return nil
+	}
+	return appeared(late)
+}
+
+// Failed removes the record, also that of an earlier dump, if CRIU has begun to
+// write images: what is there now is neither this dump nor that one.
+func (s *Stages) Failed() error {
+	if !s.Begun() {
+		return nil
+	}
+	remove := func() error { return image.RemoveStale(s.images) }
+	if s.Base.Files != nil {
+		return s.Base.Files(remove)
+	}
+	return remove()
+}
+
+func appeared(late []string) error {
+	return fmt.Errorf("this CRIU does not ask for external files while the tree is frozen, and after it was told of them these appeared; dump again, or take a CRIU of version 3.19 or newer:\n  %s",
+		strings.Join(late, "\n  "))
+}
+
+// filesImage is begun right after the place where CRIU would have asked for
+// external files (cr_dump_tasks in criu/cr-dump.c).
+const filesImage = "files.img"
+
+// Begun reports whether this run of CRIU has begun to write images.
+func (s *Stages) Begun() bool {
+	now := state(s.images)
+	if now == nil {
+		return false
+	}
+	return s.before == nil || !os.SameFile(s.before, now) || !s.before.ModTime().Equal(now.ModTime()) || s.before.Size() != now.Size()
+}
+
+func state(images string) os.FileInfo {
+	info, err := os.Lstat(filepath.Join(images, filesImage))
+	if err != nil {
+		return nil
+	}
+	return info
+}
