@@ -92,7 +92,7 @@ func TestSSSDIdleTimeout(t *testing.T) {
 	}
 
 	begun := time.Now()
-	now := map[string]int{}
+	var now map[string]int
 	for end := begun.Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		for _, l := range live { // so that they stay
 			failed := l.failed(t)
