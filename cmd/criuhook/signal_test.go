@@ -25,7 +25,7 @@ func TestAwaitTree(t *testing.T) {
 		{"ends well", "exit 0", nil, 0},
 		{"ends with a status", "exit 7", nil, 7},
 		{"handles a signal", `trap "exit 9" TERM; echo ready; while :; do read x; done`, unix.SIGTERM, 9},
-		{"is ended by a signal", "echo ready; read x", unix.SIGHUP, 128 + 1},
+		{"is ended by a signal", "echo ready; read x", unix.SIGUSR1, 128 + int(unix.SIGUSR1)}, // nohup(1) ignores SIGHUP
 		{"kills itself", "kill -9 $$", nil, 128 + 9},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
