@@ -289,7 +289,14 @@ func TestBundleOwnJDK(t *testing.T) {
 	before := j.snapshot(t)
 	bundleAs(t, alice, script, 0, []string{j.home}, "is now criuhook") // the one beside the script
 	bundleAs(t, alice, script, 0, []string{"--check", j.home}, "works")
-	j.bundle(t, 1, with("--setuid", "yes"), "of no use") // not even root's to give
+	// Not root's to touch: its owner could put links in root's way.
+	was := j.snapshot(t)
+	for _, args := range [][]string{with("--setuid", "yes"), with("--setuid", "no"), {"--check"}, {"--undo"}} {
+		j.bundle(t, 1, args, "lead root astray", fmt.Sprintf("Run this as uid %d", alice.UID))
+	}
+	if now := j.snapshot(t); now != was {
+		t.Errorf("changed by root:\n%s\nbefore:\n%s", now, was)
+	}
 	bundleAs(t, alice, script, 0, []string{"--undo", j.home})
 	if after := j.snapshot(t); after != before {
 		t.Errorf("not what was there:\n%s\nbefore:\n%s", after, before)

@@ -69,6 +69,7 @@ func newEvil(t testing.TB, u User) *evil {
 	for name, text := range map[string]string{
 		"criu": script, "criu.real": script, "criuhook": script,
 		"config.yaml": config, "evil.yaml": config, "target": harmless,
+		"criu.conf": "action-script " + in("criu") + "\n",
 	} {
 		if err := os.WriteFile(in(name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
@@ -78,6 +79,9 @@ func newEvil(t testing.TB, u User) *evil {
 		if err := errors.Join(os.Mkdir(in(dir), 0o755), os.Rename(in("evil.yaml"), in(dir+"/evil.yaml")), os.WriteFile(in("evil.yaml"), []byte(config), 0o644)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := errors.Join(os.Mkdir(in(".criu"), 0o755), os.Link(in("criu.conf"), in(".criu/default.conf"))); err != nil {
+		t.Fatal(err)
 	}
 	if out, err := exec.Command("chown", "-R", fmt.Sprintf("%d:%d", u.UID, u.GID), e.dir).CombinedOutput(); err != nil {
 		t.Fatalf("chown: %v\n%s", err, out)
@@ -103,6 +107,11 @@ func newEvil(t testing.TB, u User) *evil {
 		"CRTOOLS_INIT_PID=1",
 	}
 	return e
+}
+
+// ofCRIU is what CRIU alone, as root, does obey.
+func (e *evil) ofCRIU() []string {
+	return []string{"HOME=" + e.dir, "CRIU_CONFIG_FILE=" + filepath.Join(e.dir, "criu.conf")}
 }
 
 // plant puts links into the images directory, before the dump, where criuhook
@@ -176,6 +185,9 @@ func TestCRaCSetuid(t *testing.T) {
 				e := newEvil(t, alice)
 				own := len(env)
 				env = append(env, e.env...)
+				if s.name != "script" { // there CRIU itself is what is set-user-id
+					env = append(env, e.ofCRIU()...)
+				}
 				v := startJVMIn(t, alice, j, e.dir, env, options)
 				e.plant(t, v.dir)
 				v.Checkpoint(t)

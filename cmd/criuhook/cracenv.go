@@ -95,6 +95,9 @@ func (o *cracOptions) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
+	if path := os.Getenv("CRAC_CRIU_PATH"); jdk.Bundled && !o.docker && path != "" && path != jdk.CRIU {
+		fmt.Fprintf(cmd.ErrOrStderr(), "criuhook: Warning: CRAC_CRIU_PATH=%s is set, and the JVM starts that instead of the bundled criuhook: unset it\n", quoted(path))
+	}
 	phase := crac.Checkpoint
 	if o.restore {
 		phase = crac.Restore
@@ -228,11 +231,14 @@ func printShell(w io.Writer, vars []crac.Setting) error {
 	return err
 }
 
+// inDockerfile escapes what means something between double quotes in a Dockerfile.
+var inDockerfile = strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`)
+
 func printDockerfile(w io.Writer, list []crac.Setting, p crac.Phase) error {
 	var b strings.Builder
 	for _, s := range list {
 		if s.Variable != "" {
-			fmt.Fprintf(&b, "# %s\nENV %s=\"%s\"\n", s.Comment, s.Variable, s.Value)
+			fmt.Fprintf(&b, "# %s\nENV %s=\"%s\"\n", s.Comment, s.Variable, inDockerfile.Replace(s.Value))
 		}
 	}
 	if options := crac.Options(list); options != "" {
@@ -244,7 +250,7 @@ func printDockerfile(w io.Writer, list []crac.Setting, p crac.Phase) error {
 		if p == crac.Checkpoint {
 			fmt.Fprintf(&b, "# For checkpoints only: to restore, run with -e %s=\"…\", as crac-env --restore --java-options says\n", crac.VariableJava)
 		}
-		fmt.Fprintf(&b, "ENV %s=\"%s\"\n", crac.VariableJava, options)
+		fmt.Fprintf(&b, "ENV %s=\"%s\"\n", crac.VariableJava, inDockerfile.Replace(options))
 	}
 	if b.Len() == 0 {
 		b.WriteString("# nothing has to be set\n")

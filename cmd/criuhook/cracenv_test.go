@@ -43,7 +43,7 @@ const bothPrefixes = "-XX:CRaCAllowedOpenFilePrefixes=socket: -XX:CRaCAllowedOpe
 
 func TestCRaCEnv(t *testing.T) {
 	// No variable of this machine's takes part.
-	for _, name := range []string{"JAVA_HOME", "JDK_JAVA_OPTIONS", "CRAC_CRIU_OPTS"} {
+	for _, name := range []string{"JAVA_HOME", "JDK_JAVA_OPTIONS", "CRAC_CRIU_OPTS", "CRAC_CRIU_PATH"} {
 		t.Setenv(name, "")
 	}
 	dir := t.TempDir()
@@ -143,6 +143,49 @@ func TestCRaCEnvFindsTheJDK(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if code, _, stderr := invoke(t, "crac-env"); code != exitFailed || !strings.Contains(stderr, "--jdk") {
 		t.Errorf("without any: %d, %s", code, stderr)
+	}
+}
+
+// TestCRaCEnvPassedOver: a variable that makes the JVM pass over a bundle is named.
+func TestCRaCEnvPassedOver(t *testing.T) {
+	t.Setenv("JDK_JAVA_OPTIONS", "")
+	t.Setenv("CRAC_CRIU_PATH", "/usr/sbin/criu")
+	home := cracJDK(t, jdkBundled)
+	code, stdout, stderr := invoke(t, "crac-env", "--jdk", home, "--java-options")
+	if code != exitDone || stdout != bothPrefixes+"\n" || !strings.Contains(stderr, "CRAC_CRIU_PATH=/usr/sbin/criu is set") {
+		t.Errorf("%d, %s%s", code, stdout, stderr)
+	}
+	t.Setenv("CRAC_CRIU_PATH", filepath.Join(home, "lib/criu"))
+	if _, _, stderr := invoke(t, "crac-env", "--jdk", home, "--java-options"); stderr != "" {
+		t.Error(stderr)
+	}
+}
+
+// TestCRaCEnvOddHome: the JDK's home is the user's to name, so it is quoted.
+func TestCRaCEnvOddHome(t *testing.T) {
+	home := filepath.Join(t.TempDir(), `it's a "$JDK"\`)
+	if err := os.Rename(cracJDK(t, jdkOfVariables), home); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("JDK_JAVA_OPTIONS", "")
+	criu := filepath.Join(home, "lib/criu")
+	code, stdout, stderr := invoke(t, "crac-env", "--jdk", home, "--drop-in", "/in/the/image/criu", "--dockerfile")
+	want := `ENV CRIUHOOK_CRIU="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`).Replace(criu) + "\"\n"
+	if code != exitDone || !strings.Contains(stdout, want) {
+		t.Errorf("%d, %s%s\nexpected %s", code, stdout, stderr, want)
+	}
+	dropIn := filepath.Join(t.TempDir(), "criu")
+	if err := os.WriteFile(dropIn, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr = invoke(t, "crac-env", "--jdk", home, "--drop-in", dropIn, "--shell")
+	if code != exitDone {
+		t.Fatal(stderr)
+	}
+	cmd := exec.Command("/bin/sh", "-c", `eval "$TEXT"; printf %s "$CRIUHOOK_CRIU"`)
+	cmd.Env = append(os.Environ(), "TEXT="+stdout, "JDK=wrong")
+	if got, err := cmd.Output(); err != nil || string(got) != criu {
+		t.Errorf("in a shell: %v, %s, expected %s", err, got, criu)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"runtime"
 
 	"criuhook/criuhook/action"
+	"criuhook/sockpeer"
 )
 
 // version is set by the linker (-ldflags "-X main.version=…").
@@ -32,6 +33,9 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	begin()
+	if sockpeer.Elevated() {
+		forgetCaller()
+	}
 	if len(os.Args) == 1 && os.Getenv(action.StageVariable) != "" {
 		os.Exit(runScript(context.Background()))
 	}
@@ -42,6 +46,15 @@ func main() {
 		os.Exit(runCRIU(context.Background(), criuName, os.Args[2:]))
 	}
 	os.Exit(runCommand(context.Background(), os.Args[1:]))
+}
+
+// forgetCaller takes out of the environment by what a caller who has fewer rights
+// than we would have CRIU, which we become, obey files of his own: ~/.criu/default.conf
+// with its action scripts, another such file, and plugins (criu/config.c, plugin.c).
+func forgetCaller() {
+	for _, name := range []string{"HOME", "CRIU_CONFIG_FILE", "CRIU_LIBS_DIR"} {
+		_ = os.Unsetenv(name) // it fails only for bad names
+	}
 }
 
 // exitError carries an exit code; one without a cause has said all it has to.

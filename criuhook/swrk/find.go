@@ -196,27 +196,38 @@ func executable(file string) error {
 }
 
 // rootsAlone checks that nobody but root can put something else in a file's
-// place: not in its directory, nor in any above.
+// place: not in its directory, nor in any other on the way to it, by way of
+// symbolic links too.
 func rootsAlone(file string) error {
-	real, err := filepath.EvalSymlinks(file)
-	if err != nil {
-		return err
-	}
-	for _, start := range []string{real, filepath.Dir(file)} {
-		for path := start; ; path = filepath.Dir(path) {
-			var st unix.Stat_t
-			if err := unix.Stat(path, &st); err != nil {
-				return &fs.PathError{Op: "stat", Path: path, Err: err}
-			}
-			if st.Uid != 0 || st.Mode&0o022 != 0 {
-				return fmt.Errorf("%s can be changed by others than root, which a set-user-id program does not accept", path)
-			}
-			if path == "/" {
-				break
-			}
+	const mostLinks = 40 // as the kernel follows (path_resolution(7))
+	left := strings.Split(file, "/")
+	for at, links := "/", 0; ; {
+		var st unix.Stat_t
+		if err := unix.Lstat(at, &st); err != nil {
+			return &fs.PathError{Op: "lstat", Path: at, Err: err}
 		}
+		switch {
+		case st.Mode&unix.S_IFMT == unix.S_IFLNK: // in a directory of root's: nobody else can change it
+			to, err := os.Readlink(at)
+			if err != nil {
+				return err
+			}
+			if links++; links > mostLinks {
+				return &fs.PathError{Op: "follow links of", Path: file, Err: unix.ELOOP}
+			}
+			left = append(strings.Split(to, "/"), left...)
+			if at = filepath.Dir(at); filepath.IsAbs(to) {
+				at = "/"
+			}
+			continue
+		case st.Uid != 0 || st.Mode&0o022 != 0:
+			return fmt.Errorf("%s can be changed by others than root, which a set-user-id program does not accept", at)
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		at, left = filepath.Join(at, left[0]), left[1:] // at has no links in it, so ".." is its parent
 	}
-	return nil
 }
 
 // notSelf refuses what would end in an endless loop: us under any name, another

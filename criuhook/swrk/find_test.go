@@ -192,6 +192,43 @@ func TestFindElevated(t *testing.T) {
 	failed(t, f, "others than root")
 }
 
+// TestFindElevatedFollowsLinks: a link in a user's directory, on the way from one
+// of root's to another of root's, is the user's to change.
+func TestFindElevatedFollowsLinks(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to have directories that are root's alone")
+	}
+	dir, err := os.MkdirTemp("/run", "criuhook-test-") // unlike /tmp nobody else's
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := tree(dir)
+	self := r.put(t, "bin/criuhook", "self", 0o755)
+	criu := r.put(t, "real/criu", "a", 0o755)
+	users := r.link(t, "users/criu", criu)
+	roots := r.link(t, "roots/criu", criu)
+	relative := filepath.Join(dir, "relative")
+	for _, err := range []error{
+		os.Chmod(dir, 0o755),
+		os.Symlink("roots/../roots/criu", relative),
+		os.Lchown(filepath.Dir(users), 1000, 1000),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := swrk.Finder{Self: self, Link: self, Elevated: true}
+	for _, path := range []string{criu, roots, r.link(t, "roots/twice", roots), relative} {
+		f.Config = path
+		found(t, f, path)
+	}
+	for _, path := range []string{users, r.link(t, "roots/by-users", users)} {
+		f.Config = path
+		failed(t, f, "configuration names "+path, filepath.Dir(users), "others than root")
+	}
+}
+
 func TestNewFinder(t *testing.T) {
 	t.Setenv("CRIUHOOK_CRIU", "/e")
 	f, err := swrk.NewFinder("/o", "/c")
