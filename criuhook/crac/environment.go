@@ -34,6 +34,9 @@ func (j *JDK) Environment(p Phase, w Way, getenv func(string) string) ([]Setting
 	if err != nil {
 		return nil, err
 	}
+	if w.DropIn != "" && !j.Bundled {
+		list = keepCRIU(list, w.DropIn, getenv)
+	}
 	var vars []Setting
 	for _, s := range list {
 		switch s.Variable {
@@ -79,6 +82,19 @@ func (j *JDK) Environment(p Phase, w Way, getenv func(string) string) ([]Setting
 		vars = append(vars, Setting{Variable: VariableJava, Value: after, Comment: "without what only a checkpoint takes"})
 	}
 	return vars, nil
+}
+
+// keepCRIU lets a drop-in call the CRIU that the environment names already.
+func keepCRIU(list []Setting, dropIn string, getenv func(string) string) []Setting {
+	named, by := getenv(variableReal), variableReal
+	if named == "" {
+		named, by = getenv(variablePath), variablePath
+	}
+	if named == "" || named == dropIn {
+		return list
+	}
+	list = slices.DeleteFunc(slices.Clone(list), func(s Setting) bool { return s.Variable == variableReal })
+	return append(list, Setting{Variable: variableReal, Value: named, Comment: "the CRIU that criuhook calls, as " + by + " had it"})
 }
 
 // joined adds a word to a line of words, once.

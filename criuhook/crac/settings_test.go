@@ -112,6 +112,7 @@ func TestEnvironment(t *testing.T) {
 	for _, tt := range []struct {
 		name, layout string
 		phase        crac.Phase
+		dropIn       string
 		before       map[string]string
 		want         map[string]string // nil: an error
 		err          string
@@ -140,6 +141,12 @@ func TestEnvironment(t *testing.T) {
 		{name: "the same key", layout: "library",
 			before: map[string]string{"JDK_JAVA_OPTIONS": "-XX:CRaCEngineOptions=keep_running=true,args=-v4"}, err: "make one of both by hand"},
 		{name: "bundled", layout: "bundled", phase: crac.Restore, want: map[string]string{}},
+		{name: "a CRIU of the user's", layout: "program by library", phase: crac.Restore, dropIn: "/opt/crac/criu",
+			before: map[string]string{"CRAC_CRIU_PATH": "/opt/own/criu"},
+			want:   map[string]string{"CRAC_CRIU_PATH": "/opt/crac/criu", "CRIUHOOK_CRIU": "/opt/own/criu"}},
+		{name: "a CRIU of the user's, named to criuhook", layout: "program by library", phase: crac.Restore, dropIn: "/opt/crac/criu",
+			before: map[string]string{"CRAC_CRIU_PATH": "/opt/other/criu", "CRIUHOOK_CRIU": "/opt/own/criu"},
+			want:   map[string]string{"CRAC_CRIU_PATH": "/opt/crac/criu", "CRIUHOOK_CRIU": "/opt/own/criu"}},
 		{name: "no room", layout: "program by library",
 			before: map[string]string{"CRAC_CRIU_OPTS": strings.Repeat("-v ", 15)}, err: "has room for 15"},
 	} {
@@ -150,7 +157,7 @@ func TestEnvironment(t *testing.T) {
 				env[name] = value
 			}
 			for try := range 2 {
-				vars, err := j.Environment(tt.phase, crac.Way{Script: script}, func(name string) string { return env[name] })
+				vars, err := j.Environment(tt.phase, crac.Way{Script: script, DropIn: tt.dropIn}, func(name string) string { return env[name] })
 				if tt.err != "" {
 					if err == nil || !strings.Contains(err.Error(), tt.err) {
 						t.Errorf("got %v, expected %q", err, tt.err)
