@@ -126,7 +126,7 @@ func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	f.StringVar(&o.config.file, "config", "", "configuration `FILE` (default /etc/criuhook/config.yaml, which need not exist)")
 	f.StringVar(&o.log.level, "log-level", "", "log messages of this `LEVEL` and above: error, warn, info or debug (default info)")
 	f.Var(newChoice(&o.log.format, "text", "json"), "log-format", "`FORM` of log messages and errors: text or json")
-	root.AddCommand(newDump(o), newRestore(o), newCRIU(), newServe(o), newScan(o), newInspect(o), newRules(o), newVersion(), newInterpose(), newRelease(), newRelay())
+	root.AddCommand(newDump(o), newRestore(o), newCRIU(), newServe(o), newScan(o), newInspect(o), newRules(o), newVersion(), newInterpose(), newRelease(), newRelay(), newBecome())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
