@@ -344,13 +344,13 @@ func TestAccessSetuid(t *testing.T) {
 	nothingLeft(t)
 }
 
-// asUser sends one message as a user and returns the answer.
+// asUser sends one message as a user, if there is one, and returns the answer.
 func asUser(t testing.TB, u User, path string, msg []byte) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "perl", "-e",
-		`use Socket; local $/; my $m = <STDIN>; socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die; connect($s, sockaddr_un($ARGV[0])) or die "connect: $!"; send($s, $m, 0) or die; recv($s, my $a, 65536, 0); print $a`, path)
+		`use Socket; local $/; my $m = <STDIN>; socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die; connect($s, sockaddr_un($ARGV[0])) or die "connect: $!"; !length $m or send($s, $m, 0) or die; recv($s, my $a, 65536, 0); print $a`, path)
 	cmd.Stdin = strings.NewReader(string(msg))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}}
 	out, err := cmd.Output()

@@ -147,6 +147,9 @@ func TestServiceStop(t *testing.T) {
 				}
 				s.ended(t)
 				a.Request(t, "c")
+				if _, err := os.Lstat(filepath.Join(dir, "criuhook.img")); err == nil {
+					t.Error("a dump that was made to give up looks complete")
+				}
 				return
 			}
 			c.send(t, &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(true)})

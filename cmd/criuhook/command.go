@@ -128,7 +128,7 @@ func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	f.StringVar(&o.log.level, "log-level", "", "log messages of this `LEVEL` and above: error, warn, info or debug (default info)")
 	f.Var(newChoice(&o.log.format, "text", "json"), "log-format", "`FORM` of log messages and errors: text or json")
 	root.AddCommand(newDump(o), newRestore(o), newCRIU(), newServe(o), newScan(o), newInspect(o), newRules(o), newCRaCEnv(), newVersion(),
-		newInterpose(), newRelease(), newRelay())
+		newInterpose(), newRelease(), newRelay(), newBecome())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

@@ -58,6 +58,29 @@ func newServe(o *options) *cobra.Command {
 	return cmd
 }
 
+// newBecome is the verb by which the service starts a CRIU with the rights of a
+// client.
+func newBecome() *cobra.Command {
+	client := &service.Client{}
+	var groups []uint
+	cmd := &cobra.Command{
+		Use:    service.BecomeVerb,
+		Short:  "Become a CRIU with the rights of a client of the service (internal)",
+		Hidden: true,
+		Args:   cobra.MinimumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			for _, g := range groups {
+				client.Groups = append(client.Groups, uint32(g))
+			}
+			return service.Become(client, args[0], args[1:], os.Environ())
+		},
+	}
+	cmd.Flags().Uint32Var(&client.UID, "uid", 0, "its uid")
+	cmd.Flags().Uint32Var(&client.GID, "gid", 0, "its gid")
+	cmd.Flags().UintSliceVar(&groups, "groups", nil, "its supplementary groups")
+	return cmd
+}
+
 func (o *options) serve(ctx context.Context, path string, named bool, stderr io.Writer) error {
 	log, err := newLogger(stderr, o.log)
 	if err != nil {

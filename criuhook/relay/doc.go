@@ -41,7 +41,10 @@
 // at the first notification, so that there is a log to say it.
 //
 // Where the client's fails, CRIU is told so, and ours is not done, but at
-// post-dump: criuhook.img is removed again when CRIU reports that it has failed.
+// post-dump: criuhook.img is removed again when CRIU reports that it has failed, or
+// ends before all have agreed. It is there when the client hears of post-dump, since
+// clients copy images to another host then, and restore them there. After all have
+// agreed, CRIU ends the tree: what it wrote stays, even if no answer comes.
 //
 // # Ends
 //
@@ -49,5 +52,7 @@
 // client had asked for, or goes on to the end if it had not, as without us. A
 // CRIU that is gone: what it said last goes to the client, then the connection
 // ends. A Relay that is gone: CRIU finds nobody at the next notification, and
-// the client the end of its connection.
+// the client the end of its connection; killed while the client is at post-dump, it
+// leaves criuhook.img, beside images that are complete, as CRIU leaves those of
+// any dump that fails then.
 package relay

@@ -23,6 +23,7 @@ type dumping struct {
 	stages *swrk.Stages
 	start  time.Time
 	unsaid error // why a CRIU that may not ask was told of nothing
+	agreed bool  // all have agreed to what is written: now CRIU ends the tree
 }
 
 // newDumping prepares it. The error is for the first notification to tell; CRIU
@@ -50,7 +51,7 @@ func newDumping(x *exchange) (part, error) {
 		return nil
 	})
 	if err != nil {
-		return d, err
+		return nil, err
 	}
 	// One that asks is asked again with the tree frozen, so that nothing is wrong with
 	// telling what is there now.
@@ -96,14 +97,19 @@ func (d *dumping) after(ctx context.Context, resp *rpc.CriuResp) ([]string, erro
 		return d.stages.Decide()
 	case criurpc.StagePostDump:
 		if d.x.notify { // that may have taken a while
-			return nil, d.stages.Unchanged()
+			if err := d.stages.Unchanged(); err != nil {
+				return nil, err
+			}
 		}
+		d.agreed = true
 	}
 	return nil, nil
 }
 
 func (d *dumping) ended(resp *rpc.CriuResp) {
-	if resp.GetSuccess() {
+	// A CRIU that ends without an answer after all have agreed may have ended the tree:
+	// what it wrote is complete, and may be all that is left.
+	if resp.GetSuccess() || resp == nil && d.agreed {
 		return
 	}
 	if err := d.stages.Failed(); err != nil {

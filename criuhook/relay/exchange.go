@@ -46,10 +46,24 @@ type part interface {
 func (x *exchange) kind() rpc.CriuReqType { return x.req.GetType() } // EMPTY if there is none
 
 func (x *exchange) close() {
-	for _, f := range x.open {
+	open := x.open
+	x.open = nil
+	if d, ok := x.part.(*dumping); ok {
+		if left := d.stages.Left(); left != nil {
+			go func() {
+				<-left
+				closeAll(open)
+			}()
+			return
+		}
+	}
+	closeAll(open)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
 		f.Close()
 	}
-	x.open = nil
 }
 
 // admit asks who decides about requests.

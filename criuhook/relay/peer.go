@@ -25,11 +25,11 @@ func NewPeer(client *os.File) (p Peer, close func(), err error) {
 		return Peer{}, nil, fmt.Errorf("ask who is at the other end of the RPC socket: %w", err)
 	}
 	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPeerPIDFD)
-	if err != nil {
-		// Nobody can tell whether it still is that process.
-		if pidfd, err = unix.PidfdOpen(int(cred.Pid), 0); err != nil {
-			pidfd = -1
-		}
+	if errors.Is(err, unix.ENOPROTOOPT) { // nobody can tell whether it still is that process
+		pidfd, err = unix.PidfdOpen(int(cred.Pid), 0)
+	}
+	if err != nil { // it has ended, and its pid may be another's
+		pidfd = -1
 	}
 	q := process{int(cred.Pid), pidfd}
 	return Peer{PID: q.pid, Open: q.open, Duplicate: q.duplicate}, q.close, nil

@@ -12,7 +12,6 @@ import (
 
 	"criuhook/criuhook/rule"
 	"criuhook/criuhook/swrk"
-	"criuhook/sockpeer"
 )
 
 // Relay serves one client until that has no more requests. Its fields are set
@@ -69,13 +68,11 @@ type Relay struct {
 	// client; 0: criurpc.MaxMessage.
 	MaxMessage int
 
-	// Files, if not nil, makes the calls that read or write in the client's
-	// directories. On a thread with the rights of the client no symbolic link leads
-	// us where the client may not go.
+	// Files, if not nil, makes the calls that open the client's descriptors, and that
+	// read or write in its directories. On a thread with the rights of the client no
+	// symbolic link leads us where the client may not go, nor does a program with more
+	// rights that the client's process has become since.
 	Files func(func() error) error
-	// MayConnectAs, if not nil, is asked before each connect: the record that tells
-	// who the application was is the client's.
-	MayConnectAs func(sockpeer.Identity) error
 
 	// Idle is how long to wait for a request; 0: for ever. Answers to
 	// notifications have no limit, as with CRIU.

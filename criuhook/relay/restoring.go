@@ -38,7 +38,6 @@ func newRestoring(x *exchange) (part, error) {
 	}); err != nil {
 		return nil, err
 	}
-	r.plan.MayConnectAs(x.MayConnectAs)
 	r.plan.StepAside(nil)
 	opts := x.req.GetOpts()
 	for _, key := range x.Inherits {
@@ -89,9 +88,7 @@ func (r *restoring) started(int) error {
 }
 
 func (r *restoring) close() {
-	for _, f := range r.files {
-		f.Close()
-	}
+	closeAll(r.files)
 	r.files = nil
 }
 

@@ -74,7 +74,11 @@ func (x *exchange) take(fd *int32, open func(int) (*os.File, error)) (*os.File, 
 	x.changed = true
 	theirs := *fd
 	*fd = noSuchFD
-	f, err := open(int(theirs))
+	var f *os.File
+	err := x.files(func() (err error) {
+		f, err = open(int(theirs))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -94,11 +98,12 @@ func (x *exchange) handDirs(opts *rpc.CriuOpts) {
 		x.job.Files = append(x.job.Files, x.dirs.images)
 		opts.ImagesDirFd = proto.Int32(-1)
 	}
-	if opts.WorkDirFd != nil && x.dirs.work != nil {
+	if opts.WorkDirFd != nil && x.dirs.work != nil { // else CRIU is to say that there is none
 		x.job.WorkDir = len(x.job.Files)
 		x.job.Files = append(x.job.Files, x.dirs.work)
+		opts.WorkDirFd = nil
 	}
-	opts.WorkDirFd, opts.StatusFd, opts.PidfdStoreSk = nil, nil, nil
+	opts.StatusFd, opts.PidfdStoreSk = nil, nil
 	x.changed = true
 }
 

@@ -115,7 +115,7 @@ func (r *Restore) connectAll(ctx context.Context, conns []*proto.Connection, soc
 		if !r.set.OwnPIDNS() {
 			pid = int(c.Holders[0].Pid)
 		}
-		seen, err := r.connect(ctx, those[i], c, place{"/", pid}, slots)
+		seen, err := connect(ctx, those[i], c, place{"/", pid}, slots)
 		return r.outcome(ctx, those[i], c, seen, int(c.Holders[0].Pid), err)
 	}))
 	if cause := cancelled(ctx); cause != nil {

@@ -73,7 +73,7 @@ func (r *Restore) reconnect(ctx context.Context, c *proto.Connection, pids map[i
 		return nil
 	}
 	defer sock.Close()
-	seen, err := r.connect(ctx, sock, c, place{root: fmt.Sprintf("/proc/%d/root", pid)}, slots)
+	seen, err := connect(ctx, sock, c, place{root: fmt.Sprintf("/proc/%d/root", pid)}, slots)
 	return r.outcome(ctx, sock, c, seen, pid, err)
 }
 

@@ -30,20 +30,6 @@ type Restore struct {
 	// CRIU restores only as inherited fds.
 	half      bool
 	inherited map[uint32]bool // inodes
-	may       func(sockpeer.Identity) error
-}
-
-// MayConnectAs has somebody asked before each connection is made: the record that
-// says as whom is as trusted as who brings it. nil: nobody.
-func (r *Restore) MayConnectAs(may func(sockpeer.Identity) error) { r.may = may }
-
-func (r *Restore) connect(ctx context.Context, sock *sockpeer.Socket, c *proto.Connection, from place, slots chan struct{}) (seen int, err error) {
-	if r.may != nil {
-		if err := r.may(identity(c)); err != nil {
-			return 0, err
-		}
-	}
-	return connect(ctx, sock, c, from, slots)
 }
 
 func identity(c *proto.Connection) sockpeer.Identity {

@@ -94,6 +94,9 @@ func (p Policy) Allow(c *Client, req *rpc.CriuReq) error {
 	if strings.ContainsRune(opts.GetLogFile(), '/') || opts.GetLogFile() == "." || opts.GetLogFile() == ".." {
 		return refuse(unix.EINVAL, "log_file %q has to be a plain name", opts.GetLogFile())
 	}
+	if opts.Unprivileged != nil && !opts.GetUnprivileged() {
+		return refuse(unix.EINVAL, "uid %d has CRIU work in its mode --unprivileged alone: leave the option unprivileged out", c.UID)
+	}
 	pid := c.PID
 	if opts.Pid != nil {
 		pid = int(opts.GetPid())

@@ -83,6 +83,7 @@ func TestAllow(t *testing.T) {
 		{"a directory by name", me(), request(dump, &rpc.CriuOpts{ImagesDirFd: proto.Int32(-1), ImagesDir: proto.String("/tmp")}), unix.EPERM, "images_dir"},
 		{"no directory", me(), request(dump, &rpc.CriuOpts{ImagesDirFd: proto.Int32(-1)}), unix.EPERM, "images_dir_fd"},
 		{"a log elsewhere", me(), request(dump, &rpc.CriuOpts{LogFile: proto.String("../log")}), unix.EINVAL, "plain name"},
+		{"a CRIU that thinks it is root's", me(), request(dump, &rpc.CriuOpts{Unprivileged: proto.Bool(false)}), unix.EINVAL, "--unprivileged"},
 		{"configuration", me(), request(dump, &rpc.CriuOpts{ConfigFile: proto.String("/tmp/x")}), unix.EPERM, "config_file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,5 +16,5 @@
 // is the kernel that decides, at the moment of each access, what CRIU may trace,
 // read and write. What is checked before serves to refuse with a reason.
 // Files of theirs that this process touches by itself, it touches with their
-// rights, too (Owner.Do). A restore is refused to them: see Policy.
+// rights, too ([Client.Do]). A restore is refused to them: see Policy.
 package service

@@ -113,7 +113,7 @@ func listen(path string, mode os.FileMode) (*Listener, error) {
 		return nil, fmt.Errorf("make its directory: %w", err)
 	}
 	// Of two that start at the same time, one waits for the other.
-	unlock, err := lock(dir)
+	unlock, err := lock(path + ".lock")
 	if err != nil {
 		return nil, err
 	}
@@ -140,9 +140,10 @@ func listen(path string, mode os.FileMode) (*Listener, error) {
 	return l, nil
 }
 
-// lock holds a lock on a directory; ours is the only program that asks for it.
-func lock(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
+// lock holds a lock on a file that nobody else may open: whoever can open a file
+// can hold a lock on it. It stays there, since who waits for it has it open.
+func lock(name string) (unlock func(), err error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +154,7 @@ func lock(dir string) (unlock func(), err error) {
 			return func() { _ = f.Close() }, nil
 		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR), time.Now().After(end):
 			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w; is another one starting?", dir, err)
+			return nil, fmt.Errorf("lock %s: %w; is another one starting?", name, err)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"criuhook/criuhook/service"
 )
 
@@ -52,6 +54,29 @@ func TestListen(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Errorf("closed twice: %v", err)
+	}
+}
+
+// TestListenLocked: who can read the directory cannot keep the service from
+// listening there.
+func TestListenLocked(t *testing.T) {
+	dir := short(t)
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "sock")
+	l, err := service.Listen(path, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if info, err := os.Stat(path + ".lock"); err != nil || info.Mode() != 0o600 {
+		t.Errorf("what is locked: %v, %v", info, err)
 	}
 }
 

@@ -68,9 +68,9 @@ func (c *Client) String() string {
 }
 
 // Do runs fn with the client's rights on files, for fn's thread alone: owner,
-// groups, and none of root's powers over permissions. fn must not start
-// goroutines that need them. The uids stay, so that the client cannot send this
-// thread, and with it all of us, a signal.
+// groups, and none of root's capabilities. fn must not start goroutines that need
+// them. The uids stay, so that the client cannot send this thread, and with it all
+// of us, a signal.
 func (c *Client) Do(fn func() error) error {
 	if c.UID == 0 {
 		return fn()
@@ -81,13 +81,8 @@ func (c *Client) Do(fn func() error) error {
 }
 
 func (c *Client) do(fn func() error) error {
-	var groups unsafe.Pointer
-	if len(c.Groups) > 0 {
-		groups = unsafe.Pointer(&c.Groups[0])
-	}
-	// Raw: those of package syscall change every thread.
-	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.Groups)), uintptr(groups), 0); e != 0 {
-		return fmt.Errorf("take the %d groups of uid %d: %w", len(c.Groups), c.UID, e)
+	if err := c.setGroups(); err != nil {
+		return fmt.Errorf("take the %d groups of uid %d: %w", len(c.Groups), c.UID, err)
 	}
 	// They give back what was before, and no error: ask again to know.
 	for _, id := range []struct {
@@ -99,5 +94,25 @@ func (c *Client) do(fn func() error) error {
 			return fmt.Errorf("take the rights of uid %d, gid %d on files: %w", c.UID, c.GID, unix.EPERM)
 		}
 	}
+	// Those over files are gone by now (capabilities(7)). CAP_SYS_PTRACE, for one,
+	// would let it follow the links in /proc of any process.
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		return fmt.Errorf("give up all capabilities: %w", err)
+	}
 	return fn()
+}
+
+// setGroups gives this thread the client's supplementary groups. Raw: what package
+// syscall has changes every thread.
+func (c *Client) setGroups() error {
+	var groups unsafe.Pointer
+	if len(c.Groups) > 0 {
+		groups = unsafe.Pointer(&c.Groups[0])
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(c.Groups)), uintptr(groups), 0); e != 0 {
+		return e
+	}
+	return nil
 }

@@ -86,35 +86,11 @@ func (w *Relay) starter(c *Client, log *logrus.Entry) relay.Starter {
 	if c.UID != 0 {
 		// The kernel checks what CRIU may trace, read and write. The capability is
 		// what CRIU needs to look at processes of its own user at all.
-		child.Options = []string{"--unprivileged"}
+		child.Path, child.Arg0 = "/proc/self/exe", "criuhook"
+		child.Options = append(becomeOptions(c), w.CRIU, "--unprivileged")
 		child.Stderr = nil
-		child.SysProcAttr.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups}
-		child.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_CHECKPOINT_RESTORE}
-		return noNewPrivileges{child}
 	}
 	return child
-}
-
-// noNewPrivileges starts a CRIU that cannot become more than it is, should its
-// program be set-user-id or have file capabilities: else the kernel would check
-// what root may.
-type noNewPrivileges struct{ relay.Starter }
-
-// Start starts CRIU from a thread that has lost the power to, and is thrown away.
-func (n noNewPrivileges) Start(job relay.Job) (w relay.Worker, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		err = onOwnThread(func() (err error) {
-			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-				return fmt.Errorf("set no_new_privs: %w", err)
-			}
-			w, err = n.Starter.Start(job)
-			return err
-		})
-	}()
-	<-done
-	return w, err
 }
 
 // served says what became of a request.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -31,7 +30,8 @@ type Server struct {
 	mu       sync.Mutex
 	draining bool
 	sessions map[*session]struct{}
-	byUID    map[uint32]int // connections of clients
+	byUID    map[uint32]int // connections of clients other than root
+	others   int            // their sum
 	slots    slots
 	all      sync.WaitGroup
 }
@@ -121,13 +121,9 @@ func (s *Server) start(ctx context.Context, c *net.UnixConn) {
 	}
 	s.mu.Unlock()
 	if full {
-		// Not worth a goroutine.
-		var req *rpc.CriuReq
-		if b, err := receiveAtOnce(c, s.Limits.Message); err == nil {
-			req, _ = Decode(b)
-		}
+		kind := one.kindAtOnce() // not worth a goroutine
 		s.Log.Warnf("a client is turned away: %d are connected (service: clients)", s.Limits.Clients)
-		_ = send(c, Answer(req.GetType(), refuse(unix.EBUSY, "%d clients are connected already: try again later", s.Limits.Clients)))
+		_ = send(c, Answer(kind, refuse(unix.EBUSY, "%d clients are connected already: try again later", s.Limits.Clients)))
 		_ = c.Close()
 		return
 	}

@@ -51,8 +51,8 @@ func (s *session) run(ctx context.Context) {
 		return // it has ended, or the kernel does not tell: no one to answer to
 	}
 	log := s.server.Log.WithFields(logrus.Fields{"client": client.PID, "uid": client.UID})
-	if !s.enter(client) {
-		s.refuse(log, 0, refuse(unix.EBUSY, "uid %d has half of all connections already: try again later", client.UID))
+	if err := s.enter(client); err != nil {
+		s.refuse(log, s.kindAtOnce(), err)
 		return
 	}
 	defer s.leave(client)
@@ -60,18 +60,33 @@ func (s *session) run(ctx context.Context) {
 }
 
 // enter counts the connections of users other than root: none takes more than
-// half of them.
-func (s *session) enter(c *Client) bool {
+// half of them, and a quarter stays free for root, whoever the others are.
+func (s *session) enter(c *Client) error {
 	if c.UID == 0 {
-		return true
+		return nil
 	}
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if s.server.byUID[c.UID] >= max(1, s.server.Limits.Clients/2) {
-		return false
+	most := s.server.Limits.Clients
+	switch {
+	case s.server.byUID[c.UID] >= max(1, most/2):
+		return refuse(unix.EBUSY, "uid %d has half of all connections already: try again later", c.UID)
+	case s.server.others >= max(1, most-(most+3)/4):
+		return refuse(unix.EBUSY, "users other than root have %d connections already: try again later", s.server.others)
 	}
 	s.server.byUID[c.UID]++
-	return true
+	s.server.others++
+	return nil
+}
+
+// kindAtOnce takes a request that has come, for its type: left unread, it would
+// make the kernel tell the client of a reset before it gets our answer.
+func (s *session) kindAtOnce() rpc.CriuReqType {
+	var req *rpc.CriuReq
+	if b, err := receiveAtOnce(s.conn, s.server.Limits.Message); err == nil {
+		req, _ = Decode(b)
+	}
+	return req.GetType()
 }
 
 func (s *session) leave(c *Client) {
@@ -80,6 +95,7 @@ func (s *session) leave(c *Client) {
 	}
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
+	s.server.others--
 	if s.server.byUID[c.UID]--; s.server.byUID[c.UID] == 0 {
 		delete(s.server.byUID, c.UID)
 	}

@@ -3,11 +3,13 @@
 package swrk
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"criuhook/criuhook/dump"
@@ -35,6 +37,9 @@ type Stages struct {
 	decided  *dump.Decided
 	settled  bool // the images have their form
 	external []image.ExternalFile
+
+	tooLate atomic.Bool   // Decide has given up
+	left    chan struct{} // what it left behind then; closed when that has ended
 }
 
 // NewStages begins a dump into the directory images.
@@ -61,41 +66,60 @@ const frozenTime = 30 * time.Second
 // Decide decides about the frozen tree and returns what CRIU is to be told is
 // external. What hangs, in a file system or in a process that nobody can stop, is
 // left behind: then the dump is to fail, so that the tree runs on.
-func (s *Stages) Decide() (keys []string, err error) {
+func (s *Stages) Decide() ([]string, error) {
 	s.asked = true
 	type result struct {
-		keys []string
-		err  error
+		decided  *dump.Decided
+		external []image.ExternalFile
+		err      error
 	}
-	done := make(chan result, 1)
+	done, ended := make(chan result, 1), make(chan struct{})
 	go func() {
-		keys, err := s.decide()
-		done <- result{keys, err}
+		defer close(ended)
+		decided, external, err := s.decide()
+		done <- result{decided, external, err}
 	}()
 	select {
 	case r := <-done:
-		return r.keys, r.err
+		if r.err != nil {
+			return nil, r.err
+		}
+		s.decided, s.external = r.decided, r.external
+		return keys(s.decided.Plan.Decisions, s.Base.Services(), s.external), nil
 	case <-time.After(frozenTime):
+		s.tooLate.Store(true)
+		s.left = ended
 		return nil, fmt.Errorf("decide about the connections of the tree of process %d: not done in %v, so it is let run on: look what hangs in /proc/%d, or in the file system of the images", s.Base.Root, frozenTime, s.Base.Root)
 	}
 }
 
-func (s *Stages) decide() ([]string, error) {
+// Left is closed when a Decide that took too long has ended after all; nil: none
+// did. Until then the directory has to stay open under its number: under another
+// one's the plan would be written there.
+func (s *Stages) Left() <-chan struct{} { return s.left }
+
+// errTooLate is for nobody.
+var errTooLate = errors.New("too late")
+
+func (s *Stages) decide() (*dump.Decided, []image.ExternalFile, error) {
 	decided, err := s.Base.Decide(nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if s.external, err = s.Base.ExternalGhosts(); err != nil {
-		return nil, err
+	external, err := s.Base.ExternalGhosts()
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.tooLate.Load() { // whatever is in the directory now is another dump's
+		return nil, nil, errTooLate
 	}
 	if err := s.hideUnaccepted(decided); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := s.Base.Note(s.images, decided); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	s.decided = decided
-	return keys(decided.Plan.Decisions, s.Base.Services(), s.external), nil
+	return decided, external, nil
 }
 
 // hideUnaccepted makes CRIU find connections dead that nobody has accepted yet.
