@@ -20,7 +20,9 @@ const keepID = ^uintptr(0)
 // Do runs fn with the identity: ids, supplementary groups and effective
 // capabilities of id, for fn's thread alone. What the kernel checks and shows of
 // a client (SO_PEERCRED, SO_PEERGROUPS, file permissions) is that of id. The
-// real ids are set too, because SCM_CREDENTIALS carries those (unix(7)).
+// real and saved ids stay ours: by them the user could signal the thread, and so
+// end or stop this process (kill(2)). Of what SCM_CREDENTIALS carry, which is the
+// real ids else, [Socket.Stream] takes care.
 //
 // fn must not start goroutines that need the identity.
 func (id Identity) Do(fn func() error) error {
@@ -61,10 +63,10 @@ func (id Identity) take() error {
 	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(id.Groups)), uintptr(groups), 0); e != 0 {
 		return fmt.Errorf("setgroups: %w", e)
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(id.GID), uintptr(id.GID), keepID); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, keepID, uintptr(id.GID), keepID); e != 0 {
 		return fmt.Errorf("setresgid: %w", e)
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(id.UID), uintptr(id.UID), keepID); e != 0 {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, keepID, uintptr(id.UID), keepID); e != 0 {
 		return fmt.Errorf("setresuid: %w", e)
 	}
 	return limitCapabilities(id.CapEff)
@@ -78,8 +80,8 @@ func (id Identity) addTake(p *child.Program) error {
 	}
 	groups := append(slices.Clone(id.Groups), 0) // never empty
 	p.Call(unix.SYS_SETGROUPS, child.Args{uintptr(len(id.Groups)), p.Pointer(unsafe.Pointer(&groups[0]))})
-	p.Call(unix.SYS_SETRESGID, child.Args{uintptr(id.GID), uintptr(id.GID), keepID})
-	p.Call(unix.SYS_SETRESUID, child.Args{uintptr(id.UID), uintptr(id.UID), keepID})
+	p.Call(unix.SYS_SETRESGID, child.Args{keepID, uintptr(id.GID), keepID})
+	p.Call(unix.SYS_SETRESUID, child.Args{keepID, uintptr(id.UID), keepID})
 	p.Call(unix.SYS_CAPSET, child.Args{p.Pointer(unsafe.Pointer(hdr)), p.Pointer(unsafe.Pointer(data))})
 	return nil
 }

@@ -4,10 +4,13 @@ package sockpeer_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -184,6 +187,29 @@ func TestIdentityIsOneThreads(t *testing.T) {
 				return nil
 			}
 		}
+	}))
+}
+
+// TestIdentityCannotBeSignalled: a process of the user whose identity a thread
+// has may not signal it, which could end or stop all of ours.
+func TestIdentityCannotBeSignalled(t *testing.T) {
+	needRoot(t)
+	noLeak(t)
+	check(t, user.Do(func() error {
+		kill := exec.Command("/bin/sh", "-c", fmt.Sprintf("kill -0 %d", unix.Gettid())) // no signal, only whether it may
+		kill.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user.UID, Gid: user.GID}}
+		out := make(chan string)
+		go func() { // another thread, with our own rights, starts it
+			b, err := kill.CombinedOutput()
+			if err == nil {
+				b = append(b, "allowed"...)
+			}
+			out <- string(b)
+		}()
+		if said := <-out; !strings.Contains(said, "not permitted") {
+			t.Errorf("a process of uid %d that signals the thread: %s", user.UID, said)
+		}
+		return nil
 	}))
 }
 

@@ -14,7 +14,8 @@ import (
 )
 
 // Stream reads and writes the socket until ctx ends. It does not depend on
-// O_NONBLOCK, which is the description's and so the application's.
+// O_NONBLOCK, which is the description's and so the application's. Written by
+// [Identity.Do], messages have the credentials of the identity (SCM_CREDENTIALS).
 func (s *Socket) Stream(ctx context.Context) io.ReadWriter {
 	return &stream{ctx: ctx, s: s}
 }
@@ -44,7 +45,7 @@ func (s *stream) Read(b []byte) (int, error) {
 func (s *stream) Write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
-		n, err := unix.SendmsgN(s.s.fd, b[done:], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := unix.SendmsgN(s.s.fd, b[done:], credentials(), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		done += max(n, 0)
 		if err == nil {
 			continue
@@ -57,6 +58,16 @@ func (s *stream) Write(b []byte) (int, error) {
 		}
 	}
 	return done, nil
+}
+
+// credentials are those of a thread that acts as somebody else, by its effective
+// ids; left alone the kernel takes the real ones. nil: they are the same.
+func credentials() []byte {
+	cred := unix.Ucred{Pid: int32(unix.Getpid()), Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())}
+	if int(cred.Uid) == unix.Getuid() && int(cred.Gid) == unix.Getgid() {
+		return nil
+	}
+	return unix.UnixCredentials(&cred)
 }
 
 // wait polls until the socket is ready or ctx ends; at most pollSlice at once,

@@ -19,7 +19,7 @@ const tempPrefix = ".criuhook-tmp-"
 // maxImage bounds what is read of one image file, in bytes. The images read
 // here describe things; what can be large (pages, ghosts, queued bytes) is
 // never read into memory.
-const maxImage = 256 << 20
+const maxImage = 64 << 20
 
 // folder is an images directory that stays the same one whatever becomes of
 // its name, and that no name leads out of.
