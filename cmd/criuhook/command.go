@@ -90,7 +90,7 @@ Environment (ignored when running setuid or setgid):
   CRIUHOOK_CONFIG     configuration file (absolute path), like --config
   CRIUHOOK_CRIU       the real CRIU (absolute path), like --criu
   CRIUHOOK_LOG_LEVEL  like --log-level
-  CRIUHOOK_LOG_FILE   append the log to this file (absolute path)
+  CRIUHOOK_LOG_FILE   append the log to this file instead (absolute path)
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule; that of
 "restore" is the restored process's, that of "criu" is CRIU's.`

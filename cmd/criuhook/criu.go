@@ -82,8 +82,9 @@ restore and swrk (CRIU's RPC, as runc and crun call it) are handled, any other
 command is handed to CRIU untouched. The same happens when criuhook is called by
 the name criu, by a link or a copy.
 
-Messages go to CRIU's log, warnings and errors also to stderr; those of a restore
-only to stderr, those of swrk only to the log.
+Messages go to CRIU's log, warnings and errors also to stderr; of a restore only
+warnings and errors, on stderr alone (CRIUHOOK_LOG_FILE gets all); those of swrk go
+only to the log.
 
 The real CRIU is the one that --criu (of the verbs dump and restore), CRIUHOOK_CRIU
 or the configuration (criu:) names, else criu.real beside criuhook, else the first

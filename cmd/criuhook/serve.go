@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
@@ -113,7 +114,7 @@ func (o *options) serve(ctx context.Context, path string, named bool, stderr io.
 	go func() {
 		for sig := range signals {
 			if sig == unix.SIGHUP {
-				log.Info("there is nothing to reload: the configuration is read for each client, but for the limits of the service")
+				log.Info("there is nothing to reload: the configuration is read for each client, but for the limits of the service and the mode of its socket, which a restart changes")
 				continue
 			}
 			if ctx.Err() != nil {
@@ -165,6 +166,9 @@ func (o *options) listener(path string, named bool, rules *rule.Set) (*service.L
 		return nil, errors.Join(usagef("serve: systemd has passed a socket: leave --listen out, or start the service without its socket unit"), l.Close())
 	case l != nil:
 		return l, nil
+	}
+	if !filepath.IsAbs(path) {
+		return nil, usagef("serve: --listen %s: it must be an absolute path", path)
 	}
 	// Who may connect is told by credentials, too; the mode keeps others out who
 	// have no business here.

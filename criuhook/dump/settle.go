@@ -37,7 +37,7 @@ func (d *Dump) edit(dir string, rec *proto.Record, external []image.ExternalFile
 		return err
 	}
 	for _, c := range rec.Caches {
-		d.late().Infof("%s: %d mappings are zero pages in the images, %d fds /dev/null: a client opens the cache anew", c.Path, c.Mappings, c.Fds)
+		d.late().Infof("%s: in the images it is zero pages (mappings: %d) and /dev/null (fds: %d): a client opens the cache anew", c.Path, c.Mappings, c.Fds)
 	}
 	return image.Commit(dir, rec)
 }
