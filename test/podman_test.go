@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -131,7 +133,17 @@ func (p *Podman) remove(t testing.TB, id string) {
 			t.Errorf("mount the hierarchy of %s: %v", f[1], err)
 			continue
 		}
-		_ = os.Remove(filepath.Join(at, "libpod-"+id))
+		// With a copy of each group that was there: so much is below the container's.
+		var groups []string
+		_ = filepath.WalkDir(filepath.Join(at, "libpod-"+id), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				groups = append(groups, path)
+			}
+			return err
+		})
+		for _, group := range slices.Backward(groups) {
+			_ = os.Remove(group)
+		}
 		_ = unix.Unmount(at, unix.MNT_DETACH)
 	}
 }
