@@ -76,7 +76,7 @@ func (c *conn) send(req *rpc.CriuReq) error {
 	var sendErr error
 	err = c.raw.Control(func(fd uintptr) {
 		sendErr = sendPacket(int(fd), b)
-		if errors.Is(sendErr, unix.EMSGSIZE) && enlarge(int(fd), len(b)) {
+		if errors.Is(sendErr, unix.EMSGSIZE) && Enlarge(int(fd), len(b)) {
 			sendErr = sendPacket(int(fd), b)
 		}
 	})
@@ -98,9 +98,10 @@ func sendPacket(fd int, b []byte) error {
 	}
 }
 
-// enlarge raises the send buffer for a packet of size bytes; the kernel counts
-// its own overhead too.
-func enlarge(fd, size int) bool {
+// Enlarge raises a socket's send buffer for a packet of size bytes, for which
+// sendmsg(2) has failed with EMSGSIZE; the kernel counts its own overhead too. It
+// reports whether it could.
+func Enlarge(fd, size int) bool {
 	size += size/4 + 64<<10
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size) == nil ||
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size) == nil

@@ -222,20 +222,29 @@ func handOver(s restore.Inherited, used []int) (int, error) {
 	}
 }
 
+// openForOrphan opens what a process of ours that is not our child gets: /dev/null
+// as its stdio, and a pidfd of the process that it is to watch.
+func openForOrphan(pid int) (null *os.File, pidfd int, err error) {
+	if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+		return nil, -1, err
+	}
+	if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+		null.Close()
+		return nil, -1, fmt.Errorf("open our own process %d: %w", pid, err)
+	}
+	return null, pidfd, nil
+}
+
 // startRelease starts the process that runs [Release]. Not as a child: CRIU
 // would wait for it. Nor under a pid up to most, and without threads before all
 // tasks exist: a number that is to be restored has to be free.
 func (c *Call) startRelease(most int) error {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	pid := os.Getpid()
+	null, pidfd, err := openForOrphan(pid)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	pid := os.Getpid()
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fmt.Errorf("open our own process %d: %w", pid, err)
-	}
 	defer unix.Close(pidfd)
 	const self, pidfdThere = "/proc/self/exe", 3
 	gate := child.Gate{PID: pid, PIDFD: pidfdThere, Files: []string{self, c.CRIU}}

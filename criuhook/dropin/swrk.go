@@ -127,16 +127,12 @@ func (c *Call) startRelay(cmd *Command) (boot int, err error) {
 }
 
 func (c *Call) startRelayAt(cmd *Command, boot int) error {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	pid := os.Getpid()
+	null, pidfd, err := openForOrphan(pid)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	pid := os.Getpid()
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fmt.Errorf("open our own process %d: %w", pid, err)
-	}
 	defer unix.Close(pidfd)
 	args := append([]string{"criuhook", RelayVerb, "--criu", c.CRIU, "--arg0", c.Arg0, "--criu-pid", strconv.Itoa(pid), "--"}, cmd.Options()...)
 	env := os.Environ()

@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"criuhook/criuhook/criurpc"
 )
 
 // maxFiles is SCM_MAX_FD of the kernel's include/net/scm.h.
@@ -105,7 +107,7 @@ func send(fd int, m message) error {
 		oob = unix.UnixRights(m.fds...)
 	}
 	err := sendmsg(fd, m.data, oob)
-	if errors.Is(err, unix.EMSGSIZE) && enlarge(fd, len(m.data)) {
+	if errors.Is(err, unix.EMSGSIZE) && criurpc.Enlarge(fd, len(m.data)) {
 		err = sendmsg(fd, m.data, oob)
 	}
 	return err
@@ -118,14 +120,6 @@ func sendmsg(fd int, b, oob []byte) error {
 			return err
 		}
 	}
-}
-
-// enlarge raises the send buffer for a packet of size bytes; the kernel counts
-// its own overhead too.
-func enlarge(fd, size int) bool {
-	size += size/4 + 64<<10
-	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size) == nil ||
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size) == nil
 }
 
 // isGone: the other end is closed.

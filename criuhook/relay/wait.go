@@ -14,9 +14,9 @@ import (
 
 // wake is an eventfd that is readable from when something ends on.
 type wake struct {
-	fd   int
-	stop func() bool
-	done chan struct{} // closed when nobody writes any more
+	fd    int
+	ended chan struct{} // closed when it is not needed any more
+	done  chan struct{} // closed when nobody writes any more
 }
 
 // wakeBy makes a wake for the end of ctx, and of another thing, if not nil.
@@ -25,9 +25,7 @@ func wakeBy(ctx context.Context, other <-chan struct{}) (*wake, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make an eventfd: %w", err)
 	}
-	w := &wake{fd: fd, done: make(chan struct{})}
-	ended := make(chan struct{})
-	w.stop = func() bool { close(ended); return true }
+	w := &wake{fd: fd, ended: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		for over := ctx.Done(); over != nil || other != nil; {
@@ -36,7 +34,7 @@ func wakeBy(ctx context.Context, other <-chan struct{}) (*wake, error) {
 				over = nil
 			case <-other:
 				other = nil
-			case <-ended:
+			case <-w.ended:
 				return
 			}
 			w.tell()
@@ -57,7 +55,7 @@ func (w *wake) heard() {
 }
 
 func (w *wake) close() {
-	w.stop()
+	close(w.ended)
 	<-w.done
 	unix.Close(w.fd)
 }
