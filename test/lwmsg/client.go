@@ -99,7 +99,9 @@ func Main() {
 		if err != nil {
 			continue
 		}
-		go p.serve(c)
+		// One at a time: a connection that is not closed yet would count among the
+		// descriptors in the next answer.
+		p.serve(c)
 	}
 }
 
