@@ -64,11 +64,25 @@ func stockService(t testing.TB, args ...string) *Service {
 	return startServiceAs(t, path, exec.Command("criu", append([]string{"service", "--address", path}, args...)...))
 }
 
+// startServiceAs starts it by a command and waits until it listens.
 func startServiceAs(t testing.TB, path string, cmd *exec.Cmd) *Service {
 	t.Helper()
-	s := &Service{Path: path, cmd: cmd, done: make(chan struct{})}
 	// The directory of the service has nothing to do with anybody's.
 	cmd.Dir = filepath.Dir(path)
+	s := runService(t, path, cmd)
+	eventually(t, "the service listens", func() bool {
+		c, err := net.Dial("unixpacket", path)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return s
+}
+
+func runService(t testing.TB, path string, cmd *exec.Cmd) *Service {
+	t.Helper()
+	s := &Service{Path: path, cmd: cmd, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &s.Log, &s.Log
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
@@ -84,13 +98,6 @@ func startServiceAs(t testing.TB, path string, cmd *exec.Cmd) *Service {
 		if t.Failed() {
 			t.Logf("the service said:\n%s", s.Log.String())
 		}
-	})
-	eventually(t, "the service listens", func() bool {
-		c, err := net.Dial("unixpacket", path)
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
 	})
 	return s
 }

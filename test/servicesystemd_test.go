@@ -88,24 +88,8 @@ func notices(t *testing.T) (path string, next func() string) {
 // at the first connection.
 func activated(t *testing.T, kind, path string, notify string, args ...string) *Service {
 	t.Helper()
-	cmd := exec.Command("systemd-socket-activate", append([]string{kind, "--listen=" + path, "-E", "NOTIFY_SOCKET=" + notify, criuhook, "serve"}, args...)...)
-	s := &Service{Path: path, cmd: cmd, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &s.Log, &s.Log
-	cmd.WaitDelay = time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = cmd.Wait()
-		close(s.done)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-s.done
-		if t.Failed() {
-			t.Logf("the service said:\n%s", s.Log.String())
-		}
-	})
+	s := runService(t, path, exec.Command("systemd-socket-activate",
+		append([]string{kind, "--listen=" + path, "-E", "NOTIFY_SOCKET=" + notify, criuhook, "serve"}, args...)...))
 	eventually(t, "systemd listens", func() bool { return strings.Contains(s.Log.String(), "Listening on") })
 	return s
 }
