@@ -140,7 +140,7 @@ func TestVerbsAreExplained(t *testing.T) {
 		}
 		shell := cmd.HasParent() && cmd.Parent().Name() == "completion" // cobra's text
 		for _, line := range strings.Split(cmd.Long+"\n"+cmd.Example, "\n") {
-			if !shell && len(line) > tableWidth {
+			if !shell && len(line) > usualWidth {
 				t.Errorf("%s: too wide: %s", cmd.CommandPath(), line)
 			}
 		}
