@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // options are those of every verb.
@@ -30,6 +31,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o := &options{}
 	root := newRoot(o, stdout, stderr)
 	root.SetArgs(args)
+	if len(args) > 0 && args[0] == cobra.ShellCompRequestCmd {
+		unquoteUsages(root)
+	}
 	cmd, err := root.ExecuteContextC(ctx)
 	var e *exitError
 	if err == nil || errors.As(err, &e) && e.cause == nil {
@@ -152,6 +156,17 @@ func finishCompletion(cmd *cobra.Command) {
 	}
 	for _, shell := range cmd.Commands() {
 		shell.Example = "  criuhook completion " + shell.Name()
+	}
+}
+
+// unquoteUsages takes the back quotes out of the usages of options, by which
+// pflag finds the name of a value: a shell that completes would show them.
+func unquoteUsages(cmd *cobra.Command) {
+	unquote := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
+	cmd.PersistentFlags().VisitAll(unquote)
+	cmd.Flags().VisitAll(unquote)
+	for _, c := range cmd.Commands() {
+		unquoteUsages(c)
 	}
 }
 

@@ -133,6 +133,18 @@ func visit(cmd *cobra.Command, f func(*cobra.Command)) {
 	}
 }
 
+// TestCompletionIsPlain: what a shell shows beside an option is what the help
+// says.
+func TestCompletionIsPlain(t *testing.T) {
+	visit(newRoot(&options{}, io.Discard, io.Discard), func(cmd *cobra.Command) {
+		args := append(strings.Fields(cmd.CommandPath())[1:], "--")
+		code, text, stderr := invoke(t, append([]string{cobra.ShellCompRequestCmd}, args...)...)
+		if code != exitDone || strings.Contains(text, "`") || cmd.Name() != criuName && !strings.Contains(text, "--config\tconfiguration FILE (") {
+			t.Errorf("%s: exit code %d, %s\n%s", strings.Join(args, " "), code, stderr, text)
+		}
+	})
+}
+
 func TestVerbsAreExplained(t *testing.T) {
 	visit(newRoot(&options{}, io.Discard, io.Discard), func(cmd *cobra.Command) {
 		if cmd.Short == "" || cmd.Long == "" || cmd.Example == "" {
