@@ -87,11 +87,8 @@ func (o *cracOptions) run(cmd *cobra.Command) error {
 			return fmt.Errorf("find our own executable, to name it as action script: %w; name it with --criuhook", err)
 		}
 	}
-	for _, path := range []string{way.Script, way.DropIn} {
-		if path == "" || o.docker { // of an image, not of this machine
-			continue
-		}
-		if err := existing(path); err != nil {
+	if !o.docker { // else they are paths of an image, not of this machine
+		if err := checkWay(way); err != nil {
 			return err
 		}
 	}
@@ -129,10 +126,21 @@ func (o *cracOptions) run(cmd *cobra.Command) error {
 	return printSettings(out, jdk, way, phase, list)
 }
 
-// existing tells whether a path of criuhook can be started.
-func existing(path string) error {
+// checkWay tells whether criuhook can be started by the path that was named. What
+// is wrong with the name comes first: to make a file of that name would not help.
+func checkWay(way crac.Way) error {
+	path, check := way.Script, crac.CheckPath
+	if way.DropIn != "" {
+		path, check = way.DropIn, crac.CheckDropIn
+	}
+	if path == "" { // bundled
+		return nil
+	}
 	if !filepath.IsAbs(path) {
 		return usagef("%q is not an absolute path", path)
+	}
+	if err := check(path); err != nil {
+		return err
 	}
 	info, err := os.Stat(path)
 	if err != nil {
