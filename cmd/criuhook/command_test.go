@@ -145,6 +145,18 @@ func TestCompletionIsPlain(t *testing.T) {
 	})
 }
 
+// TestHelpOfCRIU: the verb takes no options of ours, and its --help is CRIU's.
+func TestHelpOfCRIU(t *testing.T) {
+	code, text, stderr := invoke(t, "help", "criu")
+	if code != exitDone || !strings.Contains(text, "criuhook criu ARGUMENTS…\n") || !strings.Contains(text, "criuhook criu restore") ||
+		strings.Contains(text, "--log-level") || stderr != "" {
+		t.Errorf("exit code %d, %s\n%s", code, stderr, text)
+	}
+	if code, _, stderr := invoke(t, "--config", os.DevNull, "criu", "check"); code != exitUsage || !strings.Contains(stderr, "Try 'criuhook help criu'.") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+}
+
 func TestVerbsAreExplained(t *testing.T) {
 	visit(newRoot(&options{}, io.Discard, io.Discard), func(cmd *cobra.Command) {
 		if cmd.Short == "" || cmd.Long == "" || cmd.Example == "" {

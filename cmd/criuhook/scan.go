@@ -64,7 +64,7 @@ it, were to be dumped. The processes are not touched. It needs root.`,
 			return err
 		},
 	}
-	cmd.Flags().IntVar(&pid, "pid", 0, "only the tree below the process `PID`")
+	cmd.Flags().IntVar(&pid, "pid", 0, "only the tree of which the process `PID` is the root")
 	outputFlag(cmd, &output, "table", "json")
 	return cmd
 }
