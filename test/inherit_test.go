@@ -83,6 +83,10 @@ func TestInheritedPIDTaken(t *testing.T) {
 		if r.Code == 0 {
 			t.Fatalf("restored in spite of another process %d\n%s", d.PID, r.tail())
 		}
+		said := fmt.Sprintf("connected as uid %d, for CRIU to hand to the application; the daemon sees process ", root.UID)
+		if all := r.Output + r.Log; strings.Contains(all, "reconnected") || d.restoreBy == byRPC && !strings.Contains(all, said) {
+			t.Errorf("it is said to be reconnected, or not what was done:\n%s\n%s", r.Output, r.tail())
+		}
 		if taker != d.PID || stateOf(taker) == "" {
 			t.Errorf("process %d, in whose way nothing was, is in state %q", taker, stateOf(taker))
 		}

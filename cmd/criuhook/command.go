@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // options are those of every verb.
@@ -30,6 +31,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o := &options{}
 	root := newRoot(o, stdout, stderr)
 	root.SetArgs(args)
+	if len(args) > 0 && args[0] == cobra.ShellCompRequestCmd {
+		unquoteUsages(root)
+	}
 	cmd, err := root.ExecuteContextC(ctx)
 	var e *exitError
 	if err == nil || errors.As(err, &e) && e.cause == nil {
@@ -37,7 +41,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	o.log.report(stderr, err)
 	if exitCode(err) == exitUsage {
-		fmt.Fprintf(stderr, "Try '%s --help'.\n", cmd.CommandPath())
+		help := cmd.CommandPath() + " --help"
+		if cmd.Name() == criuName { // its --help is CRIU's
+			help = "criuhook help " + criuName
+		}
+		fmt.Fprintf(stderr, "Try '%s'.\n", help)
 	}
 	return exitCode(err)
 }
@@ -90,10 +98,11 @@ Environment (ignored when running setuid or setgid):
   CRIUHOOK_CONFIG     configuration file (absolute path), like --config
   CRIUHOOK_CRIU       the real CRIU (absolute path), like --criu
   CRIUHOOK_LOG_LEVEL  like --log-level
-  CRIUHOOK_LOG_FILE   append the log to this file instead (absolute path)
+  CRIUHOOK_LOG_FILE   append log messages to this file (absolute path), instead of
+                      writing them to stderr or CRIU's log
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule; that of
-"restore" is the restored process's, that of "criu" is CRIU's.`
+"restore" without --detach is the restored process's, that of "criu" is CRIU's.`
 
 func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
@@ -122,7 +131,13 @@ func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 	root.SetOut(stdout) // before the completion verb takes note of it
 	root.SetErr(stderr)
 	root.SetVersionTemplate(versionLine())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var unknown *pflag.NotExistError
+		if errors.As(err, &unknown) && strings.Contains(cmd.Use, "CRIU OPTIONS") {
+			err = fmt.Errorf("%w; CRIU's options follow after --", err)
+		}
+		return &exitError{exitUsage, err}
+	})
 	f := root.PersistentFlags()
 	f.StringVar(&o.config.file, "config", "", "configuration `FILE` (default /etc/criuhook/config.yaml, which need not exist)")
 	f.StringVar(&o.log.level, "log-level", "", "log messages of this `LEVEL` and above: error, warn, info or debug (default info)")
@@ -143,6 +158,8 @@ func newRoot(o *options, stdout, stderr io.Writer) *cobra.Command {
 // finishCompletion makes cobra's verb like the others: without a shell it is
 // wrong usage, not help.
 func finishCompletion(cmd *cobra.Command) {
+	cmd.Use = "completion SHELL"
+	cmd.DisableFlagsInUseLine = true
 	cmd.Short = "Print a completion script for a shell"
 	cmd.Long = "Print a script that makes the shell complete criuhook's verbs and options: bash,\nzsh, fish or powershell. The help of each says where to put the script."
 	cmd.Example = "  criuhook completion bash >/etc/bash_completion.d/criuhook"
@@ -152,6 +169,17 @@ func finishCompletion(cmd *cobra.Command) {
 	}
 	for _, shell := range cmd.Commands() {
 		shell.Example = "  criuhook completion " + shell.Name()
+	}
+}
+
+// unquoteUsages takes the back quotes out of the usages of options, by which
+// pflag finds the name of a value: a shell that completes would show them.
+func unquoteUsages(cmd *cobra.Command) {
+	unquote := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
+	cmd.PersistentFlags().VisitAll(unquote)
+	cmd.Flags().VisitAll(unquote)
+	for _, c := range cmd.Commands() {
+		unquoteUsages(c)
 	}
 }
 
@@ -196,6 +224,8 @@ func newHelp() *cobra.Command {
 		Short:   "Explain a verb",
 		Long:    "Print what a verb does, its options and examples, as VERB --help does.",
 		Example: "  criuhook help scan",
+
+		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			topic, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {

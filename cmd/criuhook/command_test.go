@@ -133,6 +133,30 @@ func visit(cmd *cobra.Command, f func(*cobra.Command)) {
 	}
 }
 
+// TestCompletionIsPlain: what a shell shows beside an option is what the help
+// says.
+func TestCompletionIsPlain(t *testing.T) {
+	visit(newRoot(&options{}, io.Discard, io.Discard), func(cmd *cobra.Command) {
+		args := append(strings.Fields(cmd.CommandPath())[1:], "--")
+		code, text, stderr := invoke(t, append([]string{cobra.ShellCompRequestCmd}, args...)...)
+		if code != exitDone || strings.Contains(text, "`") || cmd.Name() != criuName && !strings.Contains(text, "--config\tconfiguration FILE (") {
+			t.Errorf("%s: exit code %d, %s\n%s", strings.Join(args, " "), code, stderr, text)
+		}
+	})
+}
+
+// TestHelpOfCRIU: the verb takes no options of ours, and its --help is CRIU's.
+func TestHelpOfCRIU(t *testing.T) {
+	code, text, stderr := invoke(t, "help", "criu")
+	if code != exitDone || !strings.Contains(text, "criuhook criu ARGUMENTS…\n") || !strings.Contains(text, "criuhook criu restore") ||
+		strings.Contains(text, "--log-level") || stderr != "" {
+		t.Errorf("exit code %d, %s\n%s", code, stderr, text)
+	}
+	if code, _, stderr := invoke(t, "--config", os.DevNull, "criu", "check"); code != exitUsage || !strings.Contains(stderr, "Try 'criuhook help criu'.") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+}
+
 func TestVerbsAreExplained(t *testing.T) {
 	visit(newRoot(&options{}, io.Discard, io.Discard), func(cmd *cobra.Command) {
 		if cmd.Short == "" || cmd.Long == "" || cmd.Example == "" {
@@ -140,7 +164,7 @@ func TestVerbsAreExplained(t *testing.T) {
 		}
 		shell := cmd.HasParent() && cmd.Parent().Name() == "completion" // cobra's text
 		for _, line := range strings.Split(cmd.Long+"\n"+cmd.Example, "\n") {
-			if !shell && len(line) > tableWidth {
+			if !shell && len(line) > usualWidth {
 				t.Errorf("%s: too wide: %s", cmd.CommandPath(), line)
 			}
 		}

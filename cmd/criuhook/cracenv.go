@@ -24,7 +24,7 @@ type cracOptions struct {
 func newCRaCEnv() *cobra.Command {
 	var o cracOptions
 	cmd := &cobra.Command{
-		Use:   "crac-env [--jdk JAVA_HOME] [--restore] [--shell|--java-options|--dockerfile]",
+		Use:   "crac-env [--jdk JAVA_HOME] [--criuhook PATH|--drop-in PATH] [--restore] [--shell|--java-options|--dockerfile]",
 		Short: "Print what to set for a JDK with CRaC",
 		Long: `Print what has to be set so that checkpoints and restores of a JDK with CRaC go
 through criuhook: environment variables and options of java, as this JDK knows
@@ -56,7 +56,7 @@ it needs is printed with --restore.
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.jdk, "jdk", "", "home of the JDK, `JAVA_HOME` (default: the variable JAVA_HOME, else that of the first java in PATH)")
-	f.StringVar(&o.criuhook, "criuhook", "", "`PATH` of criuhook as the JVM finds it (default: this program's)")
+	f.StringVar(&o.criuhook, "criuhook", "", "`PATH` of criuhook as CRIU finds it, as its action script (default: this program's)")
 	f.StringVar(&o.dropIn, "drop-in", "", "stand in the place of CRIU by this `PATH` to criuhook, which must be named criu")
 	f.BoolVar(&o.restore, "restore", false, "what a restore needs (default: what a checkpoint needs)")
 	f.BoolVar(&o.shell, "shell", false, "print commands for a shell, to be used as eval \"$(criuhook crac-env --shell)\"")
@@ -87,11 +87,8 @@ func (o *cracOptions) run(cmd *cobra.Command) error {
 			return fmt.Errorf("find our own executable, to name it as action script: %w; name it with --criuhook", err)
 		}
 	}
-	for _, path := range []string{way.Script, way.DropIn} {
-		if path == "" || o.docker { // of an image, not of this machine
-			continue
-		}
-		if err := existing(path); err != nil {
+	if !o.docker { // else they are paths of an image, not of this machine
+		if err := checkWay(way); err != nil {
 			return err
 		}
 	}
@@ -129,10 +126,21 @@ func (o *cracOptions) run(cmd *cobra.Command) error {
 	return printSettings(out, jdk, way, phase, list)
 }
 
-// existing tells whether a path of criuhook can be started.
-func existing(path string) error {
+// checkWay tells whether criuhook can be started by the path that was named. What
+// is wrong with the name comes first: to make a file of that name would not help.
+func checkWay(way crac.Way) error {
+	path, check := way.Script, crac.CheckPath
+	if way.DropIn != "" {
+		path, check = way.DropIn, crac.CheckDropIn
+	}
+	if path == "" { // bundled
+		return nil
+	}
 	if !filepath.IsAbs(path) {
 		return usagef("%q is not an absolute path", path)
+	}
+	if err := check(path); err != nil {
+		return err
 	}
 	info, err := os.Stat(path)
 	if err != nil {

@@ -73,7 +73,7 @@ func dropinLogger() (*logrus.Logger, *swrk.CRIULog, error) {
 // newCRIU documents the verb; main sees to it that it gets its arguments
 // untouched.
 func newCRIU() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "criu ARGUMENTS…",
 		Short: "Stand in for CRIU's command line",
 		Long: `Does what CRIU does with these arguments, and with the same options, exit status,
@@ -86,7 +86,7 @@ Messages go to CRIU's log, warnings and errors also to stderr; of a restore only
 warnings and errors, on stderr alone (CRIUHOOK_LOG_FILE gets all); those of swrk go
 only to the log.
 
-The real CRIU is the one that --criu (of the verbs dump and restore), CRIUHOOK_CRIU
+The real CRIU is the one that --criu (of dump, restore and serve), CRIUHOOK_CRIU
 or the configuration (criu:) names, else criu.real beside criuhook, else the first
 criu in PATH and the sbin directories that is not criuhook.`,
 		Example: `  criuhook criu dump -t 4711 -D /var/lib/checkpoints/4711 -o dump.log
@@ -97,6 +97,12 @@ criu in PATH and the sbin directories that is not criuhook.`,
 			return usagef("criu: options of criuhook cannot stand before it; use CRIUHOOK_CRIU, CRIUHOOK_CONFIG and CRIUHOOK_LOG_LEVEL")
 		},
 	}
+	// Without the options of other verbs, of which it takes none.
+	cmd.SetUsageFunc(func(cmd *cobra.Command) error {
+		_, err := fmt.Fprintf(cmd.OutOrStderr(), "Usage:\n  %s\n\nExamples:\n%s\n\nOptions are CRIU's, --help too.\n", cmd.UseLine(), cmd.Example)
+		return err
+	})
+	return cmd
 }
 
 // newRelease is the verb by which the drop-in empties CRIU's fd store.

@@ -58,7 +58,7 @@ An images directory whose dump was never finished is an error.`,
 			if output == "json" {
 				return printJSON(cmd.OutOrStdout(), newInspectOutput(dir, r))
 			}
-			return printInspect(cmd.OutOrStdout(), r)
+			return printInspect(cmd.OutOrStdout(), widthOf(cmd.OutOrStdout()), r)
 		},
 	}
 	cmd.Flags().StringVarP(&dir, "images-dir", "D", "", "directory `DIR` of CRIU's images")
@@ -67,7 +67,7 @@ An images directory whose dump was never finished is an error.`,
 	return cmd
 }
 
-func printInspect(w io.Writer, r *inspect.Report) error {
+func printInspect(w io.Writer, width int, r *inspect.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, the root task is process %d\n", count(r.Processes, "process", "processes"), r.RootPID)
 	if r.OwnNetns {
@@ -82,15 +82,15 @@ func printInspect(w io.Writer, r *inspect.Report) error {
 		}
 		b.WriteByte('\n')
 	}
-	b.WriteString(connections(r))
-	b.WriteString(sockets(r))
+	b.WriteString(connections(r, width))
+	b.WriteString(sockets(r, width))
 	b.WriteString(refused(r))
-	b.WriteString(caches(r))
+	b.WriteString(caches(r, width))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-func connections(r *inspect.Report) string {
+func connections(r *inspect.Report, width int) string {
 	if r.Record == nil && !r.Rebuilt {
 		return ""
 	}
@@ -109,21 +109,21 @@ func connections(r *inspect.Report) string {
 		t.add(fmt.Sprint(c.GetHolders()[0].GetPid()), who, fds, sockpeer.Type(c.GetType()).String(),
 			sockpeer.Name(c.GetPeer().GetName()).String(), quoted(c.GetRule()), actionName(c.GetAction()), string(c.Form),
 			string(c.Restore.Result))
-		why.WriteString(wrap(holder(c)+": "+string(c.Restore.Result)+": "+c.Restore.Why, "  "))
+		why.WriteString(wrap(holder(c)+": "+string(c.Restore.Result)+": "+c.Restore.Why, "  ", width))
 		if c.GetBusy() != "" {
-			why.WriteString(wrap("at the dump it was busy: "+quoted(c.GetBusy()), "      "))
+			why.WriteString(wrap("at the dump it was busy: "+quoted(c.GetBusy()), "      ", width))
 		}
 		if c.GetReason() != "" {
-			why.WriteString(wrap(reasonOf(r)+quoted(c.GetReason()), "      "))
+			why.WriteString(wrap(reasonOf(r)+quoted(c.GetReason()), "      ", width))
 		}
 	}
 	if !r.Rebuilt {
-		return "\nconnections that left the tree:\n" + t.String() + "\na restore here:\n" + why.String()
+		return "\nconnections that left the tree:\n" + t.text(width) + "\na restore here:\n" + why.String()
 	}
 	for _, w := range r.Warnings {
-		why.WriteString(wrap("warning: "+quoted(w), "  "))
+		why.WriteString(wrap("warning: "+quoted(w), "  ", width))
 	}
-	return "\nhalf connections, of which CRIU noted no more than the peer's name:\n" + t.String() +
+	return "\nhalf connections, of which CRIU noted no more than the peer's name:\n" + t.text(width) +
 		"\na restore here with criuhook, by the rules of this host:\n" + why.String()
 }
 
@@ -150,7 +150,7 @@ func refused(r *inspect.Report) string {
 
 // sockets lists those that a restore of CRIU's may fail for: all of images
 // that are not ours, of ours only halves, which there should not be.
-func sockets(r *inspect.Report) string {
+func sockets(r *inspect.Report, width int) string {
 	t := table{columns: []column{
 		{title: "PID", right: true}, {title: "FD", least: 5}, {title: "TYPE"}, {title: "FORM"},
 		{title: "NAME", least: 10, keepTail: true}, {title: "PEER", least: 10, keepTail: true},
@@ -175,15 +175,15 @@ func sockets(r *inspect.Report) string {
 		}
 		return ""
 	}
-	out := "\nunix sockets:\n" + t.String()
+	out := "\nunix sockets:\n" + t.text(width)
 	if halves > 0 {
 		out += wrap(count(halves, "socket is half a connection", "sockets are halves of connections")+
-			": CRIU alone needs --inherit-fd for a restore, or --ext-unix-sk, by which it connects to the peer's name as root and without any greeting", "")
+			": CRIU alone needs --inherit-fd for a restore, or --ext-unix-sk, by which it connects to the peer's name as root and without any greeting", "", width)
 	}
 	return out
 }
 
-func caches(r *inspect.Report) string {
+func caches(r *inspect.Report, width int) string {
 	t := table{columns: []column{
 		{title: "CACHE", least: 20, keepTail: true}, {title: "MAPPINGS", right: true}, {title: "FDS", right: true}, {title: "IN THE IMAGES"},
 	}}
@@ -196,7 +196,7 @@ func caches(r *inspect.Report) string {
 	if len(t.rows) == 0 {
 		return ""
 	}
-	return "\ncaches of name-service daemons:\n" + t.String()
+	return "\ncaches of name-service daemons:\n" + t.text(width)
 }
 
 func recordedHolders(hs []*proto.Holder) (command, fds string) {

@@ -231,8 +231,7 @@ func TestInspectStockImages(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	_, table, _ := invoke(t, "inspect", "-D", dir)
-	lists, _, _ := strings.Cut(table, "a restore here")
-	checkWidth(t, lists)
+	checkText(t, table)
 	if out.Rebuilt || !strings.Contains(out.Refused, "no rule") {
 		t.Errorf("rebuilt: %v, refused: %q", out.Rebuilt, out.Refused)
 	}
@@ -268,7 +267,10 @@ func TestInspectRebuilt(t *testing.T) {
 		t.Errorf("got %+v", b)
 	}
 	_, table, _ := invoke(t, "--config", config, "inspect", "--images-dir", dir)
-	checkWidth(t, table)
+	checkText(t, table)
+	if !strings.Contains(table, "  "+sockpeer.Name(path).String()+"  ") || strings.Contains(table, "…") {
+		t.Errorf("not whole:\n%s", table)
+	}
 	for _, want := range []string{"not made with criuhook", "half connections, of which CRIU", "by the rules of this host", "listens at", "warning: CRIU's images", "listening"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("%q is missing in\n%s", want, table)
@@ -318,7 +320,7 @@ func TestInspectTableFits(t *testing.T) {
 				r.Refused = "refused:\n  to do:  " + strings.Repeat("a word ", 30) + evil + "\n"
 			}
 			var b strings.Builder
-			if err := printInspect(&b, r); err != nil {
+			if err := printInspect(&b, usualWidth, r); err != nil {
 				t.Fatal(err)
 			}
 			for _, line := range strings.Split(b.String(), "\n") {

@@ -44,7 +44,7 @@ one's own (give those that are kept another name).`,
 				_, err = cmd.OutOrStdout().Write(text)
 				return err
 			}
-			return printRules(cmd.OutOrStdout(), set)
+			return printRules(cmd.OutOrStdout(), widthOf(cmd.OutOrStdout()), set)
 		},
 	}
 	outputFlag(cmd, &output, "table", "yaml")
@@ -81,7 +81,7 @@ line and column. Run as root it also refuses a file that others could write.`,
 	}
 }
 
-func printRules(w io.Writer, set *rule.Set) error {
+func printRules(w io.Writer, width int, set *rule.Set) error {
 	t := table{columns: []column{
 		{title: "NAME", least: 12}, {title: "CONDITIONS", least: 20, keepTail: true},
 		{title: "IDLE"}, {title: "BUSY", least: 10}, {title: "PRELUDE"}, {title: "SOURCE", least: 10, keepTail: true},
@@ -94,21 +94,21 @@ func printRules(w io.Writer, set *rule.Set) error {
 		}
 		t.add(r.Name, conditions(r), r.Idle.String(), busy, r.Prelude, r.Source)
 	}
-	lines := strings.SplitAfter(t.String(), "\n")
+	lines := strings.SplitAfter(t.text(width), "\n")
 	var b strings.Builder
 	b.WriteString(lines[0])
 	for i := range set.Rules {
 		r := &set.Rules[i]
 		b.WriteString(lines[i+1])
-		b.WriteString(wrap(onRestore(r), "    "))
+		b.WriteString(wrap(onRestore(r), "    ", width))
 		// Neighbours often share a reason; the last one gives it.
 		if i+1 == len(set.Rules) || !set.Rules[i+1].SameReasons(r) {
 			for _, x := range r.Reasons() {
-				b.WriteString(hang(x.Title+": "+x.Text, "    ", "      "))
+				b.WriteString(hang(x.Title+": "+x.Text, "    ", "      ", width))
 			}
 		}
 	}
-	fmt.Fprintf(&b, "\nwith no rule: outbound connections: %s (unknown), inbound connections: %s (inbound)\n", set.Unknown, set.Inbound)
+	b.WriteString("\n" + wrap(fmt.Sprintf("with no rule: outbound connections: %s (unknown), inbound connections: %s (inbound)", set.Unknown, set.Inbound), "", width))
 	_, err := io.WriteString(w, b.String())
 	return err
 }

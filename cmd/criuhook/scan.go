@@ -27,7 +27,7 @@ what a dump would do now: reconnect, hangup, wait (busy, and the rule gives it
 time) or refuse. For each refusal it says why, and what would allow it. DIR is out
 for a connection that a process of the tree made; NAME is what it is connected to.
 The line below each says what that is, and which of the libraries that the process
-has mapped opened it.
+has mapped opened it. On a terminal what is too long for it is cut; piped, nothing is.
 
 Without --pid every process is looked at as if it, with all that descend from
 it, were to be dumped. The processes are not touched. It needs root.`,
@@ -56,7 +56,7 @@ it, were to be dumped. The processes are not touched. It needs root.`,
 			if output == "json" {
 				err = printJSON(cmd.OutOrStdout(), newScanOutput(pid, snap, p))
 			} else {
-				err = printScan(cmd.OutOrStdout(), pid, p)
+				err = printScan(cmd.OutOrStdout(), widthOf(cmd.OutOrStdout()), pid, p)
 			}
 			if err == nil && len(p.Refused()) > 0 {
 				return &exitError{code: exitRefused}
@@ -64,7 +64,7 @@ it, were to be dumped. The processes are not touched. It needs root.`,
 			return err
 		},
 	}
-	cmd.Flags().IntVar(&pid, "pid", 0, "only the tree below the process `PID`")
+	cmd.Flags().IntVar(&pid, "pid", 0, "only the tree of which the process `PID` is the root")
 	outputFlag(cmd, &output, "table", "json")
 	return cmd
 }
@@ -81,7 +81,7 @@ func scan(pid int) (snap *sockpeer.Snapshot, err error) {
 	return snap, err
 }
 
-func printScan(w io.Writer, pid int, p *plan.Plan) error {
+func printScan(w io.Writer, width, pid int, p *plan.Plan) error {
 	if p.Empty() {
 		whose := "any process and its descendants"
 		if pid != 0 {
@@ -107,10 +107,10 @@ func printScan(w io.Writer, pid int, p *plan.Plan) error {
 			state(d), by, d.Action.String())
 	}
 	var text string
-	for i, line := range strings.SplitAfter(t.String(), "\n") {
+	for i, line := range strings.SplitAfter(t.text(width), "\n") {
 		text += line
 		if 0 < i && i <= len(p.Decisions) {
-			text += wrap(p.Decisions[i-1].Is.String(), "    ")
+			text += wrap(p.Decisions[i-1].Is.String(), "    ", width)
 		}
 	}
 	if notes := p.Explain(); notes != "" {

@@ -167,7 +167,10 @@ func TestScan(t *testing.T) {
 	if fds := fmt.Sprintf("%d,%d", c.Holders[0].FD, c.Holders[1].FD); !strings.Contains(table, fds) || !strings.Contains(table, " idle ") {
 		t.Errorf("want %s, idle:\n%s", fds, table)
 	}
-	checkWidth(t, table)
+	checkText(t, table)
+	if !strings.Contains(table, "  "+shown+"  ") || strings.Contains(table, "…") {
+		t.Errorf("not whole:\n%s", table)
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

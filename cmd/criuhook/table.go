@@ -6,13 +6,32 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
-// tableWidth is how wide a table may be, in columns of a terminal.
-const tableWidth = 100
+// usualWidth is that of help texts, and of a terminal that does not tell its
+// own, in columns.
+const usualWidth = 100
+
+// widthOf is how wide the lines of a result may be, in columns: those of the
+// terminal that it is written to (TIOCGWINSZ, ioctl_tty(2)). 0: they are whole,
+// for grep, awk and files.
+func widthOf(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok || !isTerminal(f) {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 { // a serial line, for one
+		return usualWidth
+	}
+	return int(size.Col)
+}
 
 // column is one of a table.
 type column struct {
@@ -40,8 +59,9 @@ func (t *table) add(cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
-// widths shortens the widest column until the table fits.
-func (t *table) widths() []int {
+// widths shortens the widest column until the table fits; 0 is wide enough for
+// all.
+func (t *table) widths(width int) []int {
 	w := make([]int, len(t.columns))
 	total := 2 * (len(w) - 1)
 	for i, c := range t.columns {
@@ -51,7 +71,7 @@ func (t *table) widths() []int {
 		}
 		total += w[i]
 	}
-	for ; total > tableWidth; total-- {
+	for ; width > 0 && total > width; total-- {
 		widest := -1
 		for i, c := range t.columns {
 			if c.least > 0 && w[i] > max(c.least, len(c.title)) && (widest < 0 || w[i] > w[widest]) {
@@ -66,8 +86,9 @@ func (t *table) widths() []int {
 	return w
 }
 
-func (t *table) String() string {
-	w := t.widths()
+// text is the table in lines of at most width columns, if that can be; 0: whole.
+func (t *table) text(width int) string {
+	w := t.widths(width)
 	var b strings.Builder
 	line := func(cells []string) {
 		var l strings.Builder
@@ -128,15 +149,16 @@ func quoted(s string) string {
 	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
 }
 
-// wrap breaks text into lines of at most the table's width, each indented.
-func wrap(text, indent string) string { return hang(text, indent, indent) }
+// wrap breaks text into lines of at most width columns, each indented; 0: one
+// line.
+func wrap(text, indent string, width int) string { return hang(text, indent, indent, width) }
 
 // hang is wrap with another indent of the first line.
-func hang(text, indent, others string) string {
+func hang(text, indent, others string, width int) string {
 	var b strings.Builder
 	line := ""
 	for _, word := range strings.Fields(ascii(text)) {
-		if line != "" && len(indent)+len(line)+1+len(word) > tableWidth {
+		if width > 0 && line != "" && len(indent)+len(line)+1+len(word) > width {
 			b.WriteString(indent + line + "\n")
 			line, indent = "", others
 		}

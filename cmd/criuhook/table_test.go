@@ -3,10 +3,15 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"criuhook/criuhook/plan"
 	"criuhook/criuhook/rule"
@@ -16,7 +21,7 @@ import (
 func checkWidth(t *testing.T, text string) {
 	t.Helper()
 	for _, line := range strings.Split(text, "\n") {
-		if utf8.RuneCountInString(line) > tableWidth {
+		if utf8.RuneCountInString(line) > usualWidth {
 			t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
 		}
 	}
@@ -38,14 +43,56 @@ func TestTable(t *testing.T) {
 	tbl := table{columns: []column{{title: "N", right: true}, {title: "PATH", least: 10, keepTail: true}, {title: "X"}}}
 	tbl.add("1", "/short", "")
 	tbl.add("22", "/"+strings.Repeat("d/", 60)+"end", "a\x1b\xff")
-	got := tbl.String()
+	got := tbl.text(usualWidth)
 	checkWidth(t, got)
 	lines := strings.SplitAfter(got, "\n")
 	if !strings.HasPrefix(lines[2], "22  …") || !strings.HasSuffix(lines[2], "/d/d/end  a\\x1b\\xff\n") {
 		t.Errorf("got\n%s", lines[2])
 	}
-	if w := tbl.widths(); !slices.Equal(w, []int{2, 85, 9}) || !strings.HasPrefix(lines[1], " 1  /short  ") || !strings.HasSuffix(lines[1], "  -\n") {
+	if w := tbl.widths(usualWidth); !slices.Equal(w, []int{2, 85, 9}) || !strings.HasPrefix(lines[1], " 1  /short  ") || !strings.HasSuffix(lines[1], "  -\n") {
 		t.Errorf("widths %v\n%s", w, got)
+	}
+}
+
+// TestWidthOfTheOutput: on a terminal lines have its width, elsewhere nothing is
+// cut, nor text broken.
+func TestWidthOfTheOutput(t *testing.T) {
+	path := "/run/" + strings.Repeat("d/", 40) + "end"
+	args := []string{"rules", "--config", write(t, fmt.Sprintf("rules:\n  - {name: a, path: %s, idle: hangup}\n", path))}
+	longest := func(text string) (n int) {
+		for line := range strings.Lines(text) {
+			n = max(n, utf8.RuneCountInString(strings.TrimRight(line, "\r\n")))
+		}
+		return n
+	}
+	code, text, stderr := invoke(t, args...)
+	if code != exitDone || !strings.Contains(text, path) || strings.Contains(text, "…") || longest(text) < 300 {
+		t.Fatalf("exit code %d, lines of up to %d, %s\n%s", code, longest(text), stderr, text)
+	}
+	for _, tt := range []struct {
+		columns uint16
+		least   int // of the longest line
+		most    int
+		whole   bool // the path
+	}{{80, 70, 80, false}, {0, 90, usualWidth, false}, {250, 200, 250, true}} {
+		t.Run(fmt.Sprint(tt.columns), func(t *testing.T) {
+			master, slave := terminal(t)
+			if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 25, Col: tt.columns}); err != nil {
+				t.Fatal(err)
+			}
+			read := make(chan string)
+			go func() {
+				b, _ := io.ReadAll(master) // EIO at the end, as terminals have it
+				read <- string(b)
+			}()
+			var errs bytes.Buffer
+			code := run(t.Context(), args, slave, &errs)
+			slave.Close()
+			text := <-read
+			if n := longest(text); code != exitDone || n < tt.least || n > tt.most || strings.Contains(text, path) != tt.whole {
+				t.Errorf("exit code %d, lines of up to %d, %s\n%s", code, n, errs.String(), text)
+			}
+		})
 	}
 }
 
@@ -67,7 +114,7 @@ func TestScanTableFits(t *testing.T) {
 		}
 	}
 	var b strings.Builder
-	if err := printScan(&b, 1, &plan.Plan{Decisions: []plan.Decision{d}}); err != nil {
+	if err := printScan(&b, usualWidth, 1, &plan.Plan{Decisions: []plan.Decision{d}}); err != nil {
 		t.Fatal(err)
 	}
 	checkWidth(t, b.String())
@@ -84,7 +131,7 @@ func TestRulesTableFits(t *testing.T) {
 		Timeout: 1, Absent: rule.AbsentFail, Source: "/etc/" + strings.Repeat("f", 200) + ".yaml:1234",
 	})}
 	var b strings.Builder
-	if err := printRules(&b, set); err != nil {
+	if err := printRules(&b, usualWidth, set); err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range strings.Split(b.String(), "\n") {

@@ -41,7 +41,8 @@ func TestVerbsOfCRIU(t *testing.T) {
 		{[]string{"dump", "--tree", pid}, exitUsage, "--images-dir DIR have"},
 		{[]string{"dump", "--tree", "-1", "--images-dir", dir}, exitUsage, "--tree PID"},
 		{[]string{"dump", "--tree", "init", "--images-dir", dir}, exitUsage, "--tree"},
-		{dump("--shell-job"), exitUsage, "unknown flag: --shell-job"},
+		{dump("--shell-job"), exitUsage, "unknown flag: --shell-job; CRIU's options follow after --\n"},
+		{restore("-j"), exitUsage, "unknown shorthand flag: 'j' in -j; CRIU's options follow after --\n"},
 		{dump("shell-job"), exitUsage, `got "shell-job"; CRIU's options follow after --`},
 		{dump("shell-job", "--", "--tcp-close"), exitUsage, `got "shell-job"`},
 		{dump("--", "--tcp-nope"), exitUsage, "among CRIU's options: unknown option --tcp-nope"},
@@ -75,7 +76,7 @@ func TestVerbsOfCRIU(t *testing.T) {
 			if code != tt.code || stdout != "" || !strings.Contains(stderr, tt.want) {
 				t.Errorf("exit code %d, want %d; stdout %q; stderr\n%swant %q", code, tt.code, stdout, stderr, tt.want)
 			}
-			if hint := strings.Contains(stderr, "--help'."); hint != (tt.code == exitUsage) {
+			if hint := strings.Contains(stderr, "\nTry 'criuhook "); hint != (tt.code == exitUsage) {
 				t.Errorf("exit code %d: %s", code, stderr)
 			}
 		})

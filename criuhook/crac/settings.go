@@ -108,11 +108,8 @@ func (j *JDK) forCRIU(w Way) ([]Setting, error) {
 }
 
 func (j *JDK) forDropIn(path string) ([]Setting, error) {
-	if err := CheckPath(path); err != nil {
+	if err := CheckDropIn(path); err != nil {
 		return nil, err
-	}
-	if filepath.Base(path) != "criu" {
-		return nil, fmt.Errorf("%s: in place of CRIU, criuhook has to be called by the name criu: make a link of that name to it", path)
 	}
 	s := Setting{Variable: variablePath, Value: path, Comment: "criuhook stands in the place of CRIU"}
 	if j.byOption() {
@@ -155,6 +152,17 @@ func (j *JDK) Words() int {
 		return 9 // --unprivileged, three --inherit-fd
 	}
 	return 15
+}
+
+// CheckDropIn refuses a path by which criuhook cannot stand in the place of CRIU.
+func CheckDropIn(path string) error {
+	if err := CheckPath(path); err != nil {
+		return err
+	}
+	if filepath.Base(path) != "criu" {
+		return fmt.Errorf("%s: in place of CRIU, criuhook has to be called by the name criu: make a link of that name to it", path)
+	}
+	return nil
 }
 
 // CheckPath refuses a path that cannot be handed to CRIU by way of CRaC.

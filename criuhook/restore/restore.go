@@ -100,10 +100,14 @@ func (r *Restore) reconnects() []*proto.Connection {
 }
 
 // outcome says how an attempt ended, and does what the rule says if it failed.
-// want is the process that the daemon should see.
+// want is the process that the daemon should see. A socket that is to be inherited
+// comes back only if all that CRIU does with it succeeds.
 func (r *Restore) outcome(ctx context.Context, sock *sockpeer.Socket, c *proto.Connection, seen, want int, err error) error {
 	if err == nil {
 		as := fmt.Sprintf("reconnected as uid %d", c.GetIdentity().GetUid())
+		if r.inherited[c.Inode] {
+			as = fmt.Sprintf("connected as uid %d, for CRIU to hand to the application", c.GetIdentity().GetUid())
+		}
 		if seen != want {
 			as += fmt.Sprintf("; the daemon sees process %d, of criuhook, instead of %d", seen, want)
 		}
