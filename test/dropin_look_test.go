@@ -69,6 +69,11 @@ func (b *bench) restored(t *testing.T, criu int, ended chan struct{}, fd3 *os.Fi
 		return m != nil && (m[1] == "0x0 0x0 0x0 " || !strings.Contains(comm(), "criu"))
 	})
 	if settled(t, b.pid) == "" {
+		// What CRIU has killed has its pid until its parent, init or this process,
+		// has waited for it.
+		<-ended
+		_, _ = unix.Wait4(b.pid, nil, unix.WNOHANG, nil)
+		awaitFree(t, []int{b.pid})
 		return "none"
 	}
 	stat := strings.Fields(contentsOf(fmt.Sprintf("/proc/%d/stat", b.pid)))
