@@ -126,6 +126,26 @@ func TestRefuse(t *testing.T) {
 	})
 }
 
+// TestRefusalIsLogged: where the log goes to a file of ours, that says why, once, by
+// every way.
+func TestRefusalIsLogged(t *testing.T) {
+	eachWay(t, []way{byScript, byRPC, byDropin, bySwrk}, func(t *testing.T) {
+		_, path := daemon(t, "unix", "other")
+		a := startApp(t, root, nil)
+		a.connect(t, "c", path)
+		dir, file := images(t), filepath.Join(t.TempDir(), "log")
+		t.Setenv("CRIUHOOK_LOG_FILE", file)
+		if r := a.TryDump(t, dir); r.Code == 0 {
+			t.Fatalf("the dump should have been refused\n%s", r.Output)
+		}
+		log, err := os.ReadFile(file)
+		if n := strings.Count(string(log), "no rule covers it"); err != nil || n != 1 || !strings.Contains(string(log), path) {
+			t.Errorf("logged %d times: %q, %v", n, log, err)
+		}
+		nothingLeft(t)
+	})
+}
+
 // who is how messages name the holder of a connection.
 func (a *App) who(t testing.TB, d app.Details) string {
 	t.Helper()

@@ -76,8 +76,12 @@ func (r *Relay) run(ctx context.Context, boot *bootstrap) error {
 		Probe: &relay.Child{Path: r.CRIU, Arg0: r.Arg0, Options: r.Options},
 		Rules: r.Rules, Log: r.Log, CRIULog: r.CRIULog, Version: r.Version,
 		Served: func(d relay.Served) {
-			if d.Err != nil && !boot.over {
+			switch {
+			case d.Err == nil:
+			case !boot.over:
 				failed = fmt.Errorf("%s: %w", d.Type, d.Err)
+			case r.Log.Out != io.Writer(r.CRIULog): // CRIU's log has it
+				r.Log.Errorf("%s: %v", d.Type, d.Err)
 			}
 		},
 		Draining:  ended,
