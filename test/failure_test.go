@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -143,6 +144,49 @@ func TestRefusalIsLogged(t *testing.T) {
 			t.Errorf("logged %d times: %q, %v", n, log, err)
 		}
 		nothingLeft(t)
+	})
+}
+
+// TestImagesDirIsNamed: what is wrong in the images directory is told with its name,
+// whatever it is called among processes, and wherever the pages go.
+func TestImagesDirIsNamed(t *testing.T) {
+	eachWay(t, []way{byScript, byRPC, byDropin, bySwrk}, func(t *testing.T) {
+		for _, pages := range []string{"here", "page server"} {
+			t.Run(pages, func(t *testing.T) {
+				_, path := daemon(t, "unix", "reconnect")
+				a := startApp(t, root, nil)
+				a.connect(t, "c", path)
+				dir := images(t)
+				plan := filepath.Join(dir, "criuhook.plan")
+				if err := os.MkdirAll(filepath.Join(plan, "full"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				var args []string
+				if pages != "here" {
+					port := freePort(t)
+					server := exec.Command("criu", "page-server", "-D", images(t), "--address", "127.0.0.1", "--port", strconv.Itoa(port))
+					if err := server.Start(); err != nil {
+						t.Fatal(err)
+					}
+					defer func() {
+						_ = server.Process.Kill() // it may have ended
+						_ = server.Wait()
+					}()
+					eventually(t, "the page server listens", func() bool { return listens(port) })
+					args = []string{"--page-server", "--address", "127.0.0.1", "--port", strconv.Itoa(port)}
+				}
+				r := a.TryDump(t, dir, args...)
+				if r.Code == 0 || !strings.Contains(r.Output+r.Log, "remove "+plan+": ") {
+					t.Errorf("exit code %d\n%s\n%s", r.Code, r.Output, r.tail())
+				}
+				for line := range strings.Lines(r.Output + r.Log) {
+					if strings.Contains(line, "criuhook: ") && strings.Contains(line, "/proc/") {
+						t.Error(line)
+					}
+				}
+				nothingLeft(t)
+			})
+		}
 	})
 }
 

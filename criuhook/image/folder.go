@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -26,6 +27,7 @@ const maxImage = 64 << 20
 // its name, and that no name leads out of.
 type folder struct {
 	root *os.Root
+	at   string          // what it was opened by
 	dir  string          // for messages
 	ctx  context.Context // once it has ended nothing changes any more
 }
@@ -35,14 +37,27 @@ func openFolder(dir string) (*folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the images directory: %w", err)
 	}
-	return &folder{root: root, dir: dir, ctx: context.Background()}, nil
+	return &folder{root: root, at: dir, dir: shown(dir), ctx: context.Background()}, nil
+}
+
+// shown is how people know a directory that is given by a descriptor, as long as it
+// has a name.
+func shown(dir string) string {
+	if magic, err := filepath.Match("/proc/*/fd/*", dir); err != nil || !magic {
+		return dir
+	}
+	name, err := os.Readlink(dir)
+	if err != nil || !filepath.IsAbs(name) || strings.HasSuffix(name, " (deleted)") {
+		return dir
+	}
+	return name
 }
 
 // changeFolder opens one to change it, until ctx ends: whatever is in the
 // directory later may be another dump's.
 func changeFolder(ctx context.Context, dir string) (*folder, error) {
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("change %s: %w", dir, context.Cause(ctx))
+		return nil, fmt.Errorf("change %s: %w", shown(dir), context.Cause(ctx))
 	}
 	f, err := openFolder(dir)
 	if err == nil {
