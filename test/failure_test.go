@@ -139,11 +139,16 @@ func TestRefusalIsLogged(t *testing.T) {
 		if r := a.TryDump(t, dir); r.Code == 0 {
 			t.Fatalf("the dump should have been refused\n%s", r.Output)
 		}
+		// The process beside swrk says it when its client has had the answer.
+		eventually(t, "the reason is in the log", func() bool {
+			log, _ := os.ReadFile(file) // which that makes
+			return strings.Contains(string(log), "no rule covers it")
+		})
+		nothingLeft(t)
 		log, err := os.ReadFile(file)
 		if n := strings.Count(string(log), "no rule covers it"); err != nil || n != 1 || !strings.Contains(string(log), path) {
 			t.Errorf("logged %d times: %q, %v", n, log, err)
 		}
-		nothingLeft(t)
 	})
 }
 
