@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -121,6 +122,74 @@ func TestRefuse(t *testing.T) {
 				r.refused(t, dir, append(c.says, a.who(t, before), path,
 					fmt.Sprintf("process %d", os.Getpid()), "uid 0", "outbound unix stream connection")...)
 				a.untouched(t, srv, "c", before)
+			})
+		}
+	})
+}
+
+// TestRefusalIsLogged: where the log goes to a file of ours, that says why, once, by
+// every way.
+func TestRefusalIsLogged(t *testing.T) {
+	eachWay(t, []way{byScript, byRPC, byDropin, bySwrk}, func(t *testing.T) {
+		_, path := daemon(t, "unix", "other")
+		a := startApp(t, root, nil)
+		a.connect(t, "c", path)
+		dir, file := images(t), filepath.Join(t.TempDir(), "log")
+		t.Setenv("CRIUHOOK_LOG_FILE", file)
+		if r := a.TryDump(t, dir); r.Code == 0 {
+			t.Fatalf("the dump should have been refused\n%s", r.Output)
+		}
+		// The process beside swrk says it when its client has had the answer.
+		eventually(t, "the reason is in the log", func() bool {
+			log, _ := os.ReadFile(file) // which that makes
+			return strings.Contains(string(log), "no rule covers it")
+		})
+		nothingLeft(t)
+		log, err := os.ReadFile(file)
+		if n := strings.Count(string(log), "no rule covers it"); err != nil || n != 1 || !strings.Contains(string(log), path) {
+			t.Errorf("logged %d times: %q, %v", n, log, err)
+		}
+	})
+}
+
+// TestImagesDirIsNamed: what is wrong in the images directory is told with its name,
+// whatever it is called among processes, and wherever the pages go.
+func TestImagesDirIsNamed(t *testing.T) {
+	eachWay(t, []way{byScript, byRPC, byDropin, bySwrk}, func(t *testing.T) {
+		for _, pages := range []string{"here", "page server"} {
+			t.Run(pages, func(t *testing.T) {
+				_, path := daemon(t, "unix", "reconnect")
+				a := startApp(t, root, nil)
+				a.connect(t, "c", path)
+				dir := images(t)
+				plan := filepath.Join(dir, "criuhook.plan")
+				if err := os.MkdirAll(filepath.Join(plan, "full"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				var args []string
+				if pages != "here" {
+					port := freePort(t)
+					server := exec.Command("criu", "page-server", "-D", images(t), "--address", "127.0.0.1", "--port", strconv.Itoa(port))
+					if err := server.Start(); err != nil {
+						t.Fatal(err)
+					}
+					defer func() {
+						_ = server.Process.Kill() // it may have ended
+						_ = server.Wait()
+					}()
+					eventually(t, "the page server listens", func() bool { return listens(port) })
+					args = []string{"--page-server", "--address", "127.0.0.1", "--port", strconv.Itoa(port)}
+				}
+				r := a.TryDump(t, dir, args...)
+				if r.Code == 0 || !strings.Contains(r.Output+r.Log, "remove "+plan+": ") {
+					t.Errorf("exit code %d\n%s\n%s", r.Code, r.Output, r.tail())
+				}
+				for line := range strings.Lines(r.Output + r.Log) {
+					if strings.Contains(line, "criuhook: ") && strings.Contains(line, "/proc/") {
+						t.Error(line)
+					}
+				}
+				nothingLeft(t)
 			})
 		}
 	})

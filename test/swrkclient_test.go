@@ -33,6 +33,12 @@ type swrkConn struct {
 // inherited by it, from 4 on.
 func clientOf(t testing.TB, w way, files ...*os.File) *swrkConn {
 	t.Helper()
+	return clientSaying(t, w, nil, files...)
+}
+
+// clientSaying is clientOf with a stderr of its own.
+func clientSaying(t testing.TB, w way, stderr *os.File, files ...*os.File) *swrkConn {
+	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -50,6 +56,9 @@ func clientOf(t testing.TB, w way, files ...*os.File) *swrkConn {
 	}
 	c.cmd.Args = []string{"criu", "swrk", "3"}
 	c.cmd.Dir = "/tmp"
+	if stderr != nil {
+		c.cmd.Stderr = stderr
+	}
 	c.cmd.ExtraFiles = append([]*os.File{theirs}, files...)
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -136,6 +136,39 @@ func TestSwrkKilledBetween(t *testing.T) {
 	noCRIULeft(t)
 }
 
+// TestSwrkRelayEnds: a relay that ends before it wants a CRIU has that said why, but
+// for the one reason that is none: its client has gone.
+func TestSwrkRelayEnds(t *testing.T) {
+	need(t)
+	for _, killed := range []bool{false, true} {
+		stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stderr.Close()
+		c := clientSaying(t, bySwrk, stderr)
+		c.send(&rpc.CriuReq{Type: rpc.CriuReqType_VERSION.Enum(), KeepOpen: proto.Bool(true)})
+		if resp := c.receive(); !resp.GetSuccess() {
+			t.Fatalf("CRIU answered %v", resp)
+		}
+		if killed {
+			_ = unix.Kill(relayOf(t, c), unix.SIGKILL)
+			if resp := c.receive(); resp != nil { // the end: who waited to become CRIU has ended, too
+				t.Errorf("then CRIU said %v", resp)
+			}
+		}
+		if got := c.end(); got != "exit status 255" { // as of CRIU whose client has gone
+			t.Errorf("killed %v: %s", killed, got)
+		}
+		said, err := os.ReadFile(stderr.Name())
+		if err != nil || strings.Contains(string(said), "criuhook: Error: take part in what CRIU's RPC is asked for") != killed || !killed && len(said) > 0 {
+			t.Errorf("killed %v, said: %q, %v", killed, said, err)
+		}
+		nothingLeft(t)
+		noCRIULeft(t)
+	}
+}
+
 // TestSwrkOrphans: the process in between is nobody's child that looks, and has
 // nothing open but what it needs.
 func TestSwrkOrphans(t *testing.T) {

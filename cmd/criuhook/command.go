@@ -20,6 +20,7 @@ type options struct {
 	config configuration
 	log    logOptions
 	criu   string // --criu
+	logs   bool   // the verb has a log, for which also is what it fails with
 }
 
 // runCommand runs a verb and returns the exit code.
@@ -40,6 +41,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitCode(err)
 	}
 	o.log.report(stderr, err)
+	if o.logs {
+		o.log.keep(err)
+	}
 	if exitCode(err) == exitUsage {
 		help := cmd.CommandPath() + " --help"
 		if cmd.Name() == criuName { // its --help is CRIU's

@@ -252,3 +252,34 @@ func keys(t reflect.Type) []string {
 	}
 	return out
 }
+
+// What a verb fails with is also where its log goes; of one that has no log, on
+// stderr alone.
+func TestErrorIsLogged(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	t.Setenv("CRIUHOOK_LOG_FILE", file)
+	for _, tt := range []struct {
+		args []string
+		code int
+		logs string // a part; "": nothing
+	}{
+		{[]string{"restore", "--images-dir", "/nowhere"}, exitFailed, "criuhook: Error: restore: there are no images"},
+		{[]string{"restore", "--images-dir", "/nowhere", "--log-format", "json"}, exitFailed, `"msg":"restore: there are no images`},
+		{[]string{"dump", "--tree", "4194304", "--images-dir", "/nowhere"}, exitFailed, "criuhook: Error: dump: there is no process 4194304"},
+		{[]string{"dump", "--tree", "1", "--images-dir", "/nowhere", "--config", "/nowhere/config.yaml"}, exitFailed, "/nowhere/config.yaml"},
+		{[]string{"dump"}, exitUsage, ""},
+		{[]string{"inspect", "--images-dir", "/nowhere"}, exitFailed, ""},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			_ = os.Remove(file) // there may be none
+			code, _, stderr := invoke(t, tt.args...)
+			if code != tt.code || stderr == "" || !strings.Contains(stderr, tt.logs) {
+				t.Errorf("exit code %d, stderr: %s", code, stderr)
+			}
+			log, err := os.ReadFile(file)
+			if tt.logs == "" && len(log) > 0 || tt.logs != "" && strings.Count(string(log), tt.logs) != 1 {
+				t.Errorf("log: %q, %v", log, err)
+			}
+		})
+	}
+}

@@ -84,7 +84,7 @@ the name criu, by a link or a copy.
 
 Messages go to CRIU's log, warnings and errors also to stderr; of a restore only
 warnings and errors, on stderr alone (CRIUHOOK_LOG_FILE gets all); those of swrk go
-only to the log.
+only to the log, and why there is no CRIU also to stderr.
 
 The real CRIU is the one that --criu (of dump, restore and serve), CRIUHOOK_CRIU
 or the configuration (criu:) names, else criu.real beside criuhook, else the first

@@ -102,6 +102,7 @@ func criuLine(words []string) (*dropin.Command, error) {
 }
 
 func (o *options) dump(cmd *cobra.Command, line *dropin.Command) error {
+	o.logs = true
 	rules, err := o.config.load()
 	if err != nil {
 		return err

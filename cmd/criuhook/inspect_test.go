@@ -192,7 +192,7 @@ func TestInspect(t *testing.T) {
 			dir := images(t, tt.netns, tt.files...)
 			rec := &proto.Record{WrittenBy: "criuhook test", DumpId: "d", UnixTime: 1, Connections: []*proto.Connection{tt.conn},
 				Caches: []*proto.Cache{{Path: "/var/lib/sss/mc/passwd", Mappings: 2, Fds: 1}}}
-			if err := image.Commit(dir, rec); err != nil {
+			if err := image.Commit(t.Context(), dir, rec); err != nil {
 				t.Fatal(err)
 			}
 			out := inspectJSON(t, dir)
@@ -343,7 +343,7 @@ func TestInspectUnusable(t *testing.T) {
 		do   func(dir string) error
 		want string
 	}{
-		{"unfinished", func(dir string) error { return image.WritePlan(dir, rec) }, "was never finished"},
+		{"unfinished", func(dir string) error { return image.WritePlan(t.Context(), dir, rec) }, "was never finished"},
 		{"damaged", func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, image.RecordName), []byte("CRIUHOOK"), 0o600)
 		}, "damaged"},

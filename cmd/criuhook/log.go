@@ -69,6 +69,19 @@ func newLogger(out io.Writer, o logOptions) (*logrus.Logger, error) {
 	return log, nil
 }
 
+// keep writes the error that ended a verb to CRIUHOOK_LOG_FILE, if that is where the
+// log goes: on stderr it has been said.
+func (o logOptions) keep(err error) {
+	log, e := newLogger(io.Discard, o)
+	if e != nil {
+		return // the error is that one, or came before it
+	}
+	if f, ok := log.Out.(*os.File); ok {
+		o.report(f, err)
+		_ = f.Close() // there is nobody left to tell
+	}
+}
+
 // textFormatter writes a line as CRIU does, for it stands in CRIU's log:
 // who, how bad, what.
 type textFormatter struct{}

@@ -73,6 +73,7 @@ func newRestore(o *options) *cobra.Command {
 }
 
 func (o *options) restore(cmd *cobra.Command, line *dropin.Command, detach bool) error {
+	o.logs = true
 	r := swrk.Restore{Job: line.Job(), Rules: o.config.load, Detach: detach, InPlace: len(line.JoinNS) > 0, ExtUnixSk: line.ExtUnixSk}
 	for _, given := range line.InheritFD {
 		_, key, _ := strings.Cut(given, ":")

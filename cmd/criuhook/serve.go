@@ -83,6 +83,7 @@ func newBecome() *cobra.Command {
 }
 
 func (o *options) serve(ctx context.Context, path string, named bool, stderr io.Writer) error {
+	o.logs = true
 	log, err := newLogger(stderr, o.log)
 	if err != nil {
 		return err

@@ -3,6 +3,8 @@
 package action
 
 import (
+	"cmp"
+	"context"
 	"errors"
 
 	"criuhook/criuhook/dump"
@@ -11,6 +13,20 @@ import (
 
 // postDump finishes the images.
 func (s *Script) postDump() error {
+	d := &dump.Dump{Root: s.Root, Log: s.Log}
+	limit := cmp.Or(s.limit, dump.FrozenTime)
+	left, err := d.Within(limit, "finish the images", func(ctx context.Context) error { return s.finish(ctx, d) })
+	if left == nil {
+		return err
+	}
+	// It may have got as far as to the record.
+	_, e := d.Within(limit, "remove what is left of the dump", func(ctx context.Context) error {
+		return image.RemoveStale(ctx, s.ImagesDir)
+	})
+	return errors.Join(err, e)
+}
+
+func (s *Script) finish(ctx context.Context, d *dump.Dump) error {
 	id, err := dump.ID(s.CRIU)
 	if err != nil {
 		return err
@@ -24,10 +40,9 @@ func (s *Script) postDump() error {
 			return nil // an earlier run of this script
 		}
 		// A record of an earlier dump must not stand beside these images.
-		return errors.Join(image.RemoveStale(s.ImagesDir), errors.New("the connections that leave the tree were not settled when CRIU froze it: "+
+		return errors.Join(image.RemoveStale(ctx, s.ImagesDir), errors.New("the connections that leave the tree were not settled when CRIU froze it: "+
 			"a rule refused one, or the process that followed CRIU was killed; the messages of criuhook above say which. "+
 			"The application runs on, and these images must not be used"))
 	}
-	d := dump.Dump{Root: s.Root, Log: s.Log}
-	return d.Settle(s.ImagesDir, rec)
+	return d.Settle(ctx, s.ImagesDir, rec)
 }

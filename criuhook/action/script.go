@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -44,6 +45,8 @@ type Script struct {
 	Log   *logrus.Logger
 	// Version is ours, for the record.
 	Version string
+
+	limit time.Duration // of what is done while the tree is frozen; 0: dump.FrozenTime
 }
 
 // FromEnvironment reads what CRIU told the script.

@@ -20,13 +20,9 @@ import (
 	"criuhook/sockpeer"
 )
 
-const (
-	// watchdogTime is how long CRIU may run without a system call. Another
-	// pre-dump script, which CRIU waits for, may take its time.
-	watchdogTime = 10 * time.Minute
-	// frozenTime is how long deciding may take, while the tree is frozen.
-	frozenTime = 30 * time.Second
-)
+// watchdogTime is how long CRIU may run without a system call. Another
+// pre-dump script, which CRIU waits for, may take its time.
+const watchdogTime = 10 * time.Minute
 
 // Tracer is the process that the pre-dump script leaves on CRIU.
 type Tracer struct {
@@ -62,7 +58,7 @@ func (t *Tracer) Run() error {
 	calls := sockpeer.Calls{}
 	tracer.BeforeSeize = calls.Note
 	decide := func() (map[uint32]interpose.Form, int, error) {
-		watchdog.Reset(frozenTime)
+		watchdog.Reset(dump.FrozenTime)
 		return t.decide(d, calls)
 	}
 	err = tracer.Run(decide, func() { watchdog.Reset(watchdogTime) })
@@ -144,10 +140,11 @@ func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls) (map[uint32]interpos
 	if interpose.TracerOf(t.Root) != t.CRIU {
 		return nil, 0, nil // CRIU has not seized the tree yet
 	}
+	ctx := context.Background() // the watchdog ends this process
 	dir := fmt.Sprintf("/proc/self/fd/%d", interpose.DirFD)
 	// Refused or not: from here on CRIU overwrites the images that an earlier
 	// record belongs to.
-	if err := image.RemoveStale(dir); err != nil {
+	if err := image.RemoveStale(ctx, dir); err != nil {
 		return nil, 0, err
 	}
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", t.CRIU))
@@ -161,7 +158,7 @@ func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls) (map[uint32]interpos
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := d.Note(dir, decided); err != nil {
+	if err := d.Note(ctx, dir, decided); err != nil {
 		return nil, 0, err
 	}
 	forms := map[uint32]interpose.Form{}

@@ -14,8 +14,10 @@ import (
 // order is what a Relay tells the process that is to become CRIU: with it come the
 // socket for swrk and what CRIU is to inherit.
 type order struct {
-	Used []int // numbers not to be given to what is inherited
-	More bool  // another order follows, with more of that
+	Used []int  // numbers not to be given to what is inherited
+	More bool   // another order follows, with more of that
+	Over bool   // there will be none: the conversation is over
+	Err  string // and this is what went wrong
 }
 
 // reply is the answer: which numbers they have, or why there is no CRIU. That it
@@ -72,7 +74,8 @@ func receiveFrom(sock int, v any) (fds []int, err error) {
 	return fds, json.Unmarshal(b[:n], v)
 }
 
-// receiveOrder collects what the Relay sends. No descriptors: it has ended.
+// receiveOrder collects what the Relay sends. No descriptors: it has ended, if it is
+// not Over, without a word.
 func receiveOrder(sock int) (all order, fds []int, err error) {
 	for more := true; more; {
 		var o order
@@ -84,6 +87,7 @@ func receiveOrder(sock int) (all order, fds []int, err error) {
 			return order{}, nil, fmt.Errorf("hear from the process that relays: %w", err)
 		}
 		all.Used, fds, more = append(all.Used, o.Used...), append(fds, some...), o.More
+		all.Over, all.Err = o.Over, o.Err
 	}
 	return all, fds, nil
 }

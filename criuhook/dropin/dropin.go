@@ -77,13 +77,21 @@ func (c *Call) Run(ctx context.Context) int {
 
 // fail says why CRIU was not even started, also where CRIU's log was to be.
 func (c *Call) fail(cmd *Command, err error) {
-	c.Log.Error(err)
-	if cmd.PassOn != "" || cmd.LogFile == "" || cmd.LogFile == "-" || sockpeer.Elevated() {
-		return
-	}
 	name := cmd.LogFile
-	if !filepath.IsAbs(name) {
+	switch {
+	case cmd.PassOn != "", name == "-":
+		name = ""
+	case name != "" && !filepath.IsAbs(name):
 		name = filepath.Join(cmp.Or(cmd.WorkDir, cmd.ImagesDir), name)
+	}
+	c.failAt(name, err)
+}
+
+// failAt says it, and writes CRIU's log of that name, if there is one.
+func (c *Call) failAt(name string, err error) {
+	c.Log.Error(err)
+	if name == "" || sockpeer.Elevated() {
+		return
 	}
 	if e := c.CRIULog.Save(name); e != nil {
 		c.Log.Error(e)

@@ -33,8 +33,22 @@ type Relay struct {
 	Version string
 }
 
-// Run serves the client until CRIU has ended, on descriptors that swrk gave us.
+// Run serves the client until CRIU has ended, on descriptors that swrk gave us. What
+// went wrong before it wanted a CRIU it tells who waits to become that.
 func (r *Relay) Run(ctx context.Context) error {
+	boot := &bootstrap{pid: r.PID}
+	err := r.run(ctx, boot)
+	if !boot.over {
+		o := order{Over: true}
+		if err != nil {
+			o.Err = err.Error()
+		}
+		_ = sendTo(relayBoot, &o) // it may have ended
+	}
+	return err
+}
+
+func (r *Relay) run(ctx context.Context, boot *bootstrap) error {
 	for _, fd := range []int{relayClient, relayBoot, relayPIDFD} {
 		unix.CloseOnExec(fd)
 	}
@@ -44,7 +58,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	boot := &bootstrap{pid: r.PID}
+	var failed error
 	ended := make(chan struct{})
 	go func() { // whoever is to become CRIU may end before
 		defer close(ended)
@@ -61,6 +75,15 @@ func (r *Relay) Run(ctx context.Context) error {
 		CRIU: r.CRIU, Start: boot,
 		Probe: &relay.Child{Path: r.CRIU, Arg0: r.Arg0, Options: r.Options},
 		Rules: r.Rules, Log: r.Log, CRIULog: r.CRIULog, Version: r.Version,
+		Served: func(d relay.Served) {
+			switch {
+			case d.Err == nil:
+			case !boot.over:
+				failed = fmt.Errorf("%s: %w", d.Type, d.Err)
+			case r.Log.Out != io.Writer(r.CRIULog): // CRIU's log has it
+				r.Log.Errorf("%s: %v", d.Type, d.Err)
+			}
+		},
 		Draining:  ended,
 		ExtUnixSk: line.ExtUnixSk, JoinsNS: len(line.JoinNS) > 0, LogFile: line.LogFile,
 	}
@@ -68,7 +91,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		_, key, _ := strings.Cut(given, ":")
 		session.Inherits = append(session.Inherits, key)
 	}
-	err = session.Run(ctx)
+	err = errors.Join(session.Run(ctx), failed)
 	client.Close()
 	if boot.execCmd {
 		// CRIU is that command now, or ends; the restore is over, whatever became of it.

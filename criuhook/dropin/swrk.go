@@ -35,10 +35,9 @@ const (
 // child that it does not know of. Requests that we have no part in go to CRIU at
 // once.
 func (c *Call) swrk(cmd *Command) (exit int) {
-	first, ok := peek(cmd.SwrkFD)
+	first, ok := peek(cmd.SwrkFD, 0)
 	if !ok || !takesPart(first) {
-		// Stderr, where to say that this failed, may be a container's.
-		_ = c.become(c.Args)
+		c.refuse(cmd, first, c.become(c.Args))
 		return exitFailed
 	}
 	if first.GetType() == rpc.CriuReqType_RESTORE {
@@ -51,7 +50,10 @@ func (c *Call) swrk(cmd *Command) (exit int) {
 	if errors.Is(err, errUnwanted) {
 		return exitUnwanted
 	}
-	answerFailure(cmd.SwrkFD, first.GetType(), err)
+	c.refuse(cmd, first, err)
+	if errors.Is(err, errNoRelay) {
+		return exitUnwanted
+	}
 	return exitFailed
 }
 
@@ -62,12 +64,13 @@ const exitUnwanted = 255
 // errUnwanted: the client has gone before it wanted a CRIU of its own.
 var errUnwanted = errors.New("the client is gone")
 
-// peek waits for the first request, as CRIU does, and leaves it there.
-func peek(fd int) (*rpc.CriuReq, bool) {
+// peek waits for the first request, as CRIU does, unless flags are MSG_DONTWAIT,
+// and leaves it there.
+func peek(fd, flags int) (*rpc.CriuReq, bool) {
 	var size int
 	for {
 		var err error
-		size, _, _, _, err = unix.Recvmsg(fd, nil, nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+		size, _, _, _, err = unix.Recvmsg(fd, nil, nil, flags|unix.MSG_PEEK|unix.MSG_TRUNC)
 		if err == nil {
 			break
 		}
@@ -150,8 +153,13 @@ func (c *Call) turn(cmd *Command, boot int) error {
 	if err != nil {
 		return err
 	}
-	if len(fds) == 0 {
+	switch {
+	case order.Err != "":
+		return fmt.Errorf("%w: %s; see to that, and try again", errNoRelay, order.Err)
+	case order.Over:
 		return errUnwanted
+	case len(fds) == 0:
+		return fmt.Errorf("%w: the process that was to has ended without a word; look in the kernel's log whether it was killed, and try again, or let the client call %s itself", errNoRelay, c.CRIU)
 	}
 	// The client's connection is the Relay's alone from now on.
 	if err := unix.Dup3(fds[0], cmd.SwrkFD, 0); err != nil {
@@ -191,18 +199,5 @@ func handOn(fd int, used []int) (int, error) {
 		}
 		unix.Close(n)
 		from = n + 1
-	}
-}
-
-// answerFailure answers in the place of a CRIU that there will not be.
-func answerFailure(fd int, kind rpc.CriuReqType, why error) {
-	resp := &rpc.CriuResp{Type: kind.Enum(), Success: proto.Bool(false), CrErrmsg: proto.String("criuhook: " + why.Error())}
-	if kind == rpc.CriuReqType_RESTORE {
-		resp.Restore = &rpc.CriuRestoreResp{Pid: proto.Int32(-1)} // required
-	}
-	if b, err := proto.Marshal(resp); err == nil {
-		// The request is taken, or the client finds ECONNRESET in place of the answer.
-		_, _, _, _, _ = unix.Recvmsg(fd, make([]byte, 1), nil, unix.MSG_DONTWAIT)
-		_ = unix.Sendmsg(fd, b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	}
 }

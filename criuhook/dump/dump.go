@@ -9,6 +9,7 @@
 package dump
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -130,13 +131,14 @@ type BusyError struct {
 func (e *BusyError) Unwrap() error { return e.RefusedError }
 
 // Note logs the decisions and writes criuhook.plan into the images directory.
-// What an earlier dump left there goes first: CRIU overwrites its images now.
-func (d *Dump) Note(dir string, decided *Decided) error {
+// What an earlier dump left there goes first: CRIU overwrites its images now. Once
+// ctx has ended, nothing in the directory changes any more.
+func (d *Dump) Note(ctx context.Context, dir string, decided *Decided) error {
 	err := d.files(func() error {
-		if err := image.RemoveStale(dir); err != nil {
+		if err := image.RemoveStale(ctx, dir); err != nil {
 			return err
 		}
-		return image.WritePlan(dir, decided.record)
+		return image.WritePlan(ctx, dir, decided.record)
 	})
 	if err == nil {
 		d.Report(decided)

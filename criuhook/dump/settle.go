@@ -18,19 +18,20 @@ import (
 // Settle brings the images into the one form and writes the record. They are
 // complete and the tree is still frozen; if this fails, the dump has to fail,
 // so that CRIU lets the application run on. external are the files that CRIU
-// was told to leave out.
-func (d *Dump) Settle(dir string, rec *proto.Record, external ...image.ExternalFile) error {
+// was told to leave out. Once ctx has ended, nothing in the directory changes
+// any more.
+func (d *Dump) Settle(ctx context.Context, dir string, rec *proto.Record, external ...image.ExternalFile) error {
 	if err := d.recheck(rec); err != nil {
 		return err
 	}
-	return d.files(func() error { return d.edit(dir, rec, external) })
+	return d.files(func() error { return d.edit(ctx, dir, rec, external) })
 }
 
-func (d *Dump) edit(dir string, rec *proto.Record, external []image.ExternalFile) error {
-	if err := image.MarkService(dir, d.services); err != nil {
+func (d *Dump) edit(ctx context.Context, dir string, rec *proto.Record, external []image.ExternalFile) error {
+	if err := image.MarkService(ctx, dir, d.services); err != nil {
 		return err
 	}
-	if err := image.Normalize(dir, rec, external...); err != nil {
+	if err := image.Normalize(ctx, dir, rec, external...); err != nil {
 		return err
 	}
 	if err := d.warnCaches(dir); err != nil {
@@ -39,7 +40,7 @@ func (d *Dump) edit(dir string, rec *proto.Record, external []image.ExternalFile
 	for _, c := range rec.Caches {
 		d.late().Infof("%s: in the images it is zero pages (mappings: %d) and /dev/null (fds: %d): a client opens the cache anew", c.Path, c.Mappings, c.Fds)
 	}
-	return image.Commit(dir, rec)
+	return image.Commit(ctx, dir, rec)
 }
 
 // lateKey marks what is logged once the images are written.

@@ -127,7 +127,7 @@ func (s *Set) task(pid int) (*task, error) {
 
 // reopen opens the images directory again, and no other one.
 func (s *Set) reopen() (*folder, error) {
-	f, err := openFolder(s.f.dir)
+	f, err := openFolder(s.f.at)
 	if err != nil {
 		return nil, err
 	}

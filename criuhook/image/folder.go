@@ -3,12 +3,14 @@
 package image
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -25,7 +27,9 @@ const maxImage = 64 << 20
 // its name, and that no name leads out of.
 type folder struct {
 	root *os.Root
-	dir  string // for messages
+	at   string          // what it was opened by
+	dir  string          // for messages
+	ctx  context.Context // once it has ended nothing changes any more
 }
 
 func openFolder(dir string) (*folder, error) {
@@ -33,8 +37,37 @@ func openFolder(dir string) (*folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the images directory: %w", err)
 	}
-	return &folder{root: root, dir: dir}, nil
+	return &folder{root: root, at: dir, dir: shown(dir), ctx: context.Background()}, nil
 }
+
+// shown is how people know a directory that is given by a descriptor, as long as it
+// has a name.
+func shown(dir string) string {
+	if magic, err := filepath.Match("/proc/*/fd/*", dir); err != nil || !magic {
+		return dir
+	}
+	name, err := os.Readlink(dir)
+	if err != nil || !filepath.IsAbs(name) || strings.HasSuffix(name, " (deleted)") {
+		return dir
+	}
+	return name
+}
+
+// changeFolder opens one to change it, until ctx ends: whatever is in the
+// directory later may be another dump's.
+func changeFolder(ctx context.Context, dir string) (*folder, error) {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("change %s: %w", shown(dir), context.Cause(ctx))
+	}
+	f, err := openFolder(dir)
+	if err == nil {
+		f.ctx = ctx
+	}
+	return f, err
+}
+
+// late is the error of a change that comes when the context has ended.
+func (f *folder) late() error { return context.Cause(f.ctx) }
 
 func (f *folder) close() { _ = f.root.Close() }
 
@@ -112,7 +145,11 @@ func (f *folder) replace(writes []write) (err error) {
 		}
 	}
 	for i, w := range writes {
-		if err := f.root.Rename(temps[i], w.name); err != nil {
+		err := f.late()
+		if err == nil {
+			err = f.root.Rename(temps[i], w.name)
+		}
+		if err != nil {
 			return fmt.Errorf("put %s in place (%d of %d files are): %w", f.path(w.name), i, len(writes), err)
 		}
 		placed = i + 1
@@ -182,7 +219,11 @@ func keepOwner(file *os.File, uid, gid int) error {
 
 // remove deletes a file; that it is missing is fine.
 func (f *folder) remove(name string) error {
-	if err := f.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := f.late()
+	if err == nil {
+		err = f.root.Remove(name)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove %s: %w", f.path(name), err)
 	}
 	return nil

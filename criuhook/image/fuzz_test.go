@@ -106,7 +106,7 @@ func FuzzOpen(f *testing.F) {
 			use(s)
 		}
 		for _, rec := range []*proto.Record{{}, of(s)} {
-			if image.Normalize(dir, rec) != nil {
+			if image.Normalize(t.Context(), dir, rec) != nil {
 				continue
 			}
 			again, err := image.Open(dir)

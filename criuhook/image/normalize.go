@@ -3,6 +3,7 @@
 package image
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
@@ -25,9 +26,10 @@ type ExternalFile struct {
 //
 // Everything is worked out before the first file changes. A file changes in
 // one step; should a later one fail, the images must not be used, and having
-// no criuhook.img they are not. The error then fails the dump.
-func Normalize(dir string, rec *proto.Record, external ...ExternalFile) error {
-	f, err := openFolder(dir)
+// no criuhook.img they are not. The error then fails the dump. Once ctx has
+// ended, nothing changes any more.
+func Normalize(ctx context.Context, dir string, rec *proto.Record, external ...ExternalFile) error {
+	f, err := changeFolder(ctx, dir)
 	if err != nil {
 		return err
 	}

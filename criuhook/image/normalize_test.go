@@ -77,7 +77,7 @@ func TestNormalizeSockets(t *testing.T) {
 	}
 	dir := im.write(t)
 	rec := record(connection(100, 200, 1, proto.Action_ACTION_RECONNECT), connection(101, 201, 1, proto.Action_ACTION_HANGUP), connection(102, 202, 2, proto.Action_ACTION_HANGUP))
-	if err := image.Normalize(dir, rec); err != nil {
+	if err := image.Normalize(t.Context(), dir, rec); err != nil {
 		t.Fatal(err)
 	}
 	s, err := image.Open(dir)
@@ -98,7 +98,7 @@ func TestNormalizeSockets(t *testing.T) {
 		t.Fatalf("mode %v, %v", info.Mode(), err)
 	}
 	before := content(t, dir)
-	if err := image.Normalize(dir, rec); err != nil {
+	if err := image.Normalize(t.Context(), dir, rec); err != nil {
 		t.Fatal(err)
 	}
 	unchanged(t, dir, before)
@@ -147,7 +147,7 @@ func TestNormalizeRefuses(t *testing.T) {
 			tt.build(im)
 			dir := im.write(t)
 			before := content(t, dir)
-			err := image.Normalize(dir, tt.rec, image.ExternalFile{Key: "file[1:2]", Path: sssPasswd})
+			err := image.Normalize(t.Context(), dir, tt.rec, image.ExternalFile{Key: "file[1:2]", Path: sssPasswd})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("error %v, want one with %q", err, tt.want)
 			}
@@ -188,7 +188,7 @@ func TestNormalizeCaches(t *testing.T) {
 		t.Fatalf("caches: %+v", c)
 	}
 	rec := record()
-	if err := image.Normalize(dir, rec, image.ExternalFile{Key: "file[1a:2b]", Path: "/run/nscd/dbAbCdEf"}); err != nil {
+	if err := image.Normalize(t.Context(), dir, rec, image.ExternalFile{Key: "file[1a:2b]", Path: "/run/nscd/dbAbCdEf"}); err != nil {
 		t.Fatal(err)
 	}
 	want := []*proto.Cache{{Path: sssPasswd, Mappings: 2, Fds: 1}, {Path: "/var/lib/sss/mc/group", Unlinked: true, Mappings: 1},
@@ -233,7 +233,7 @@ func TestNormalizeCaches(t *testing.T) {
 		t.Errorf("the ghost: %v", err)
 	}
 	before := content(t, dir)
-	if err := image.Normalize(dir, rec); err != nil || len(rec.Caches) != 4 {
+	if err := image.Normalize(t.Context(), dir, rec); err != nil || len(rec.Caches) != 4 {
 		t.Fatalf("again: %v, %v", err, rec)
 	}
 	unchanged(t, dir, before)
@@ -243,7 +243,7 @@ func TestNormalizeWithoutMountNamespace(t *testing.T) {
 	im := &images{}
 	im.client(4, 3)
 	dir := im.write(t)
-	if err := image.Normalize(dir, record()); err != nil {
+	if err := image.Normalize(t.Context(), dir, record()); err != nil {
 		t.Fatal(err)
 	}
 	f := &fdinfo.FileEntry{}
@@ -257,7 +257,7 @@ func TestDeadSocketKeepsItsForm(t *testing.T) {
 	im.sock(1, 100, 5, 1, 0, 0, "").Shutdown = sk_opts.SkShutdown_BOTH.Enum()
 	dir := im.write(t)
 	before := content(t, dir)
-	if err := image.Normalize(dir, record(connection(100, 0, 5, proto.Action_ACTION_HANGUP))); err != nil {
+	if err := image.Normalize(t.Context(), dir, record(connection(100, 0, 5, proto.Action_ACTION_HANGUP))); err != nil {
 		t.Fatal(err)
 	}
 	unchanged(t, dir, before)
@@ -321,7 +321,7 @@ func TestCacheReadAsAFile(t *testing.T) {
 			dir := im.write(t)
 			before := content(t, dir)
 			rec := record()
-			if err := image.Normalize(dir, rec); err != nil || len(rec.Caches) != 0 {
+			if err := image.Normalize(t.Context(), dir, rec); err != nil || len(rec.Caches) != 0 {
 				t.Errorf("%v, recorded: %v", err, rec.Caches)
 			}
 			unchanged(t, dir, before)
@@ -337,7 +337,7 @@ func TestCacheInAConnection(t *testing.T) {
 	im.queues = []*sk_packet.SkPacketEntry{{IdFor: pb.Uint32(1), Length: pb.Uint32(1), Scm: []*sk_packet.ScmEntry{{Type: pb.Uint32(1), Rights: []uint32{3}}}}}
 	dir := im.write(t)
 	rec := record(connection(100, 200, 1, proto.Action_ACTION_HANGUP))
-	if err := image.Normalize(dir, rec); err != nil {
+	if err := image.Normalize(t.Context(), dir, rec); err != nil {
 		t.Fatal(err)
 	}
 	if len(rec.Caches) != 1 || rec.Caches[0].Fds != 1 {
@@ -381,7 +381,7 @@ func TestCacheOfClientAndOthers(t *testing.T) {
 			}
 			dir := im.write(t)
 			rec := record()
-			if err := image.Normalize(dir, rec); err != nil {
+			if err := image.Normalize(t.Context(), dir, rec); err != nil {
 				t.Fatal(err)
 			}
 			tt.want.Unlinked = true
@@ -406,7 +406,7 @@ func TestCacheOfClientAndOthers(t *testing.T) {
 				}
 			}
 			before := content(t, dir)
-			if err := image.Normalize(dir, rec); err != nil {
+			if err := image.Normalize(t.Context(), dir, rec); err != nil {
 				t.Fatal(err)
 			}
 			unchanged(t, dir, before)

@@ -4,6 +4,7 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -70,9 +71,10 @@ func ReadPlan(dir string) (*proto.Record, error) {
 	return readForm(f, PlanName)
 }
 
-// WritePlan writes criuhook.plan in one step, with mode 0600.
-func WritePlan(dir string, rec *proto.Record) error {
-	f, err := openFolder(dir)
+// WritePlan writes criuhook.plan in one step, with mode 0600, unless ctx has
+// ended before.
+func WritePlan(ctx context.Context, dir string, rec *proto.Record) error {
+	f, err := changeFolder(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -81,9 +83,9 @@ func WritePlan(dir string, rec *proto.Record) error {
 }
 
 // Commit writes criuhook.img in one step, with mode 0600, and removes the
-// plan. It is the last step of a dump.
-func Commit(dir string, rec *proto.Record) error {
-	f, err := openFolder(dir)
+// plan, unless ctx has ended before. It is the last step of a dump.
+func Commit(ctx context.Context, dir string, rec *proto.Record) error {
+	f, err := changeFolder(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -98,9 +100,10 @@ func Commit(dir string, rec *proto.Record) error {
 }
 
 // RemoveStale removes what an earlier dump left: record, plan and temporary
-// files. It is the first step of a dump.
-func RemoveStale(dir string) error {
-	f, err := openFolder(dir)
+// files. It is the first step of a dump. Once ctx has ended, nothing is removed
+// any more.
+func RemoveStale(ctx context.Context, dir string) error {
+	f, err := changeFolder(ctx, dir)
 	if err != nil {
 		return err
 	}

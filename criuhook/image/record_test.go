@@ -42,7 +42,7 @@ func TestRecordLifecycle(t *testing.T) {
 	if _, err := image.ReadRecord(dir); !errors.Is(err, image.ErrNoRecord) {
 		t.Fatalf("empty: %v", err)
 	}
-	if err := image.WritePlan(dir, rec); err != nil {
+	if err := image.WritePlan(t.Context(), dir, rec); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := image.ReadRecord(dir); !errors.Is(err, image.ErrUnfinished) {
@@ -52,7 +52,7 @@ func TestRecordLifecycle(t *testing.T) {
 		t.Fatalf("plan: %v %v", got, err)
 	}
 	for range 2 {
-		if err := image.Commit(dir, rec); err != nil {
+		if err := image.Commit(t.Context(), dir, rec); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -68,7 +68,7 @@ func TestRecordLifecycle(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, ".criuhook-tmp-X"), nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := image.RemoveStale(dir); err != nil {
+	if err := image.RemoveStale(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	if es, _ := os.ReadDir(dir); len(es) != 0 {
@@ -79,7 +79,7 @@ func TestRecordLifecycle(t *testing.T) {
 func TestDamagedRecord(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, image.RecordName)
-	if err := image.Commit(dir, record(connection(100, 200, 1, proto.Action_ACTION_HANGUP))); err != nil {
+	if err := image.Commit(t.Context(), dir, record(connection(100, 200, 1, proto.Action_ACTION_HANGUP))); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(name)
@@ -138,7 +138,7 @@ func TestInvalidRecord(t *testing.T) {
 	} {
 		c := connection(100, 200, 1, proto.Action_ACTION_RECONNECT)
 		change(c)
-		if err := image.WritePlan(t.TempDir(), record(c)); err == nil {
+		if err := image.WritePlan(t.Context(), t.TempDir(), record(c)); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
@@ -191,7 +191,7 @@ func TestMagicLink(t *testing.T) {
 	if _, err := image.Open(link); err != nil {
 		t.Error(err)
 	}
-	if err := image.Commit(link, record()); err != nil {
+	if err := image.Commit(t.Context(), link, record()); err != nil {
 		t.Error(err)
 	}
 }

@@ -3,6 +3,7 @@
 package image
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
@@ -14,12 +15,12 @@ import (
 // MarkService makes of sockets that CRIU was told are external those of CRIU's
 // service: by them the tree asked for its own dump, and on restore CRIU puts the
 // answer into them (criu/sk-unix.c, USK_SERVICE). No other way is it
-// known that the answer is due.
-func MarkService(dir string, inodes []uint32) error {
+// known that the answer is due. Once ctx has ended, nothing changes any more.
+func MarkService(ctx context.Context, dir string, inodes []uint32) error {
 	if len(inodes) == 0 {
 		return nil
 	}
-	f, err := openFolder(dir)
+	f, err := changeFolder(ctx, dir)
 	if err != nil {
 		return err
 	}

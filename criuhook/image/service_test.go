@@ -25,15 +25,15 @@ func TestMarkService(t *testing.T) {
 	}
 	dir := im.write(t)
 	before := content(t, dir)
-	if err := image.MarkService(dir, nil); err != nil {
+	if err := image.MarkService(t.Context(), dir, nil); err != nil {
 		t.Error(err)
 	}
-	if err := image.MarkService(dir, []uint32{100, 77}); err == nil || !strings.Contains(err.Error(), "socket 77") {
+	if err := image.MarkService(t.Context(), dir, []uint32{100, 77}); err == nil || !strings.Contains(err.Error(), "socket 77") {
 		t.Errorf("a socket that is not there: %v", err)
 	}
 	unchanged(t, dir, before)
 
-	if err := image.MarkService(dir, []uint32{100}); err != nil {
+	if err := image.MarkService(t.Context(), dir, []uint32{100}); err != nil {
 		t.Fatal(err)
 	}
 	set, err := image.Open(dir)
@@ -49,11 +49,11 @@ func TestMarkService(t *testing.T) {
 	}
 	// The mark is what Normalize leaves alone, and refuses to give another form.
 	rec := record(connection(101, 201, 1, proto.Action_ACTION_HANGUP))
-	if err := image.Normalize(dir, rec); err != nil {
+	if err := image.Normalize(t.Context(), dir, rec); err != nil {
 		t.Error(err)
 	}
 	rec = record(connection(100, 200, 5, proto.Action_ACTION_HANGUP))
-	if err := image.Normalize(dir, rec); err == nil || !strings.Contains(err.Error(), "flags 0x2") {
+	if err := image.Normalize(t.Context(), dir, rec); err == nil || !strings.Contains(err.Error(), "flags 0x2") {
 		t.Errorf("the mark: %v", err)
 	}
 }

@@ -121,9 +121,7 @@ func (d *dumping) ended(resp *rpc.CriuResp) {
 	if d.x.failed = d.unsaid; d.x.failed == nil {
 		d.x.failed = d.stages.Appeared()
 	}
-	if d.x.failed != nil {
-		d.x.Log.Error(d.x.failed)
-	}
+	_ = d.x.tell() // CRIU has ended: only its log is to have it
 }
 
 // inPlace checks that CRIU uses the directory that we know of: a configuration

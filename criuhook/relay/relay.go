@@ -134,9 +134,10 @@ type Served struct {
 	Err error
 }
 
-// Run serves the client. The error is nil also if requests have failed, and if
-// the client is gone: it tells that no CRIU could be started, that a message was
-// too large or not a request, that Idle or the context was over. When it
+// Run serves the client. The error is nil also if requests have failed, such as
+// because no CRIU could be started, which is for Served to tell, and if the client is
+// gone: it tells that a message was too large or not a request, that Idle or the
+// context was over. When it
 // returns, every CRIU that it has started has ended, as far as that is
 // for the Starter to see to, and no descriptor of its own is open.
 func (r *Relay) Run(ctx context.Context) error { return run(ctx, r) }

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -338,6 +340,29 @@ func TestCRIUGone(t *testing.T) {
 	}
 	if err := s.wait(); err != nil || len(s.over) != 1 || s.over[0].Err == nil {
 		t.Errorf("%v, served %+v", err, s.over)
+	}
+}
+
+// TestReasonSaidOnce: why a CRIU that may not ask was told of nothing is for Served
+// to say, and for CRIU's log, and is not logged besides.
+func TestReasonSaidOnce(t *testing.T) {
+	var said bytes.Buffer
+	criu := filepath.Join(t.TempDir(), "criu")
+	if err := os.WriteFile(criu, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, fake{Crash: true}, func(r *relay.Relay) {
+		r.CRIU = criu // of which nobody knows whether it asks
+		r.Log.SetOutput(&said)
+	})
+	req := dumpOf(t)
+	req.Opts.Pid = proto.Int32(1 << 30) // there is no such process
+	s.request(req)
+	if err := s.wait(); err != nil {
+		t.Error(err)
+	}
+	if len(s.over) != 1 || s.over[0].Err == nil || !strings.Contains(s.over[0].Err.Error(), "1073741824") || said.Len() > 0 {
+		t.Errorf("served %+v, logged %q", s.over, said.String())
 	}
 }
 

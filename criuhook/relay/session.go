@@ -156,7 +156,7 @@ func (s *session) serve(m message) (more bool, err error) {
 		x.finish(nil)
 		s.refuse(req.GetType(), errno(err, unix.EIO), err)
 		x.served(nil, err)
-		return false, err
+		return false, nil
 	}
 	resp, err := x.converse()
 	if err != nil && x.failed == nil {

@@ -3,13 +3,12 @@
 package swrk
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"criuhook/criuhook/dump"
@@ -38,13 +37,13 @@ type Stages struct {
 	settled  bool // the images have their form
 	external []image.ExternalFile
 
-	tooLate atomic.Bool   // Decide has given up
-	left    chan struct{} // what it left behind then; closed when that has ended
+	limit time.Duration   // of each step while the tree is frozen
+	left  <-chan struct{} // what a step left behind; closed when that has ended
 }
 
 // NewStages begins a dump into the directory images.
 func NewStages(base *dump.Dump, images string) *Stages {
-	return &Stages{Base: base, images: images, before: state(images)}
+	return &Stages{Base: base, images: images, before: state(images), limit: dump.FrozenTime}
 }
 
 // By says which CRIU dumps.
@@ -60,48 +59,47 @@ func (s *Stages) Asked() bool { return s.asked || s.decided != nil }
 // Settled: the images have their form.
 func (s *Stages) Settled() bool { return s.settled }
 
-// frozenTime is how long deciding may take, while the tree is frozen.
-const frozenTime = 30 * time.Second
-
 // Decide decides about the frozen tree and returns what CRIU is to be told is
-// external. What hangs, in a file system or in a process that nobody can stop, is
-// left behind: then the dump is to fail, so that the tree runs on.
+// external. Like all that is done while the tree is frozen, it is left behind if it
+// hangs, and the dump fails (see [dump.Dump.Within]).
 func (s *Stages) Decide() ([]string, error) {
 	s.asked = true
-	type result struct {
-		decided  *dump.Decided
-		external []image.ExternalFile
-		err      error
+	var decided *dump.Decided
+	var external []image.ExternalFile
+	err := s.within("decide about the connections", func(ctx context.Context) (err error) {
+		decided, external, err = s.decide(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	done, ended := make(chan result, 1), make(chan struct{})
-	go func() {
-		defer close(ended)
-		decided, external, err := s.decide()
-		done <- result{decided, external, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err != nil {
-			return nil, r.err
-		}
-		s.decided, s.external = r.decided, r.external
-		return keys(s.decided.Plan.Decisions, s.Base.Services(), s.external), nil
-	case <-time.After(frozenTime):
-		s.tooLate.Store(true)
-		s.left = ended
-		return nil, fmt.Errorf("decide about the connections of the tree of process %d: not done in %v, so it is let run on: look what hangs in /proc/%d, or in the file system of the images", s.Base.Root, frozenTime, s.Base.Root)
-	}
+	s.decided, s.external = decided, external
+	return keys(s.decided.Plan.Decisions, s.Base.Services(), s.external), nil
 }
 
-// Left is closed when a Decide that took too long has ended after all; nil: none
-// did. Until then the directory has to stay open under its number: under another
-// one's the plan would be written there.
+// within bounds a step. It must not write to s: it may go on when it was given up.
+func (s *Stages) within(what string, do func(context.Context) error) error {
+	left, err := s.Base.Within(s.limit, what, do)
+	if before := s.left; left != nil && before != nil {
+		both := make(chan struct{})
+		go func() {
+			<-before
+			<-left
+			close(both)
+		}()
+		s.left = both
+	} else if left != nil {
+		s.left = left
+	}
+	return err
+}
+
+// Left is closed when the steps that took too long have ended after all; nil: none
+// did. Until then the directory has to stay open under its number, or another one
+// would be read by it.
 func (s *Stages) Left() <-chan struct{} { return s.left }
 
-// errTooLate is for nobody.
-var errTooLate = errors.New("too late")
-
-func (s *Stages) decide() (*dump.Decided, []image.ExternalFile, error) {
+func (s *Stages) decide(ctx context.Context) (*dump.Decided, []image.ExternalFile, error) {
 	decided, err := s.Base.Decide(nil)
 	if err != nil {
 		return nil, nil, err
@@ -110,13 +108,13 @@ func (s *Stages) decide() (*dump.Decided, []image.ExternalFile, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if s.tooLate.Load() { // whatever is in the directory now is another dump's
-		return nil, nil, errTooLate
+	if ctx.Err() != nil { // CRIU, too, may be another one by now
+		return nil, nil, context.Cause(ctx)
 	}
 	if err := s.hideUnaccepted(decided); err != nil {
 		return nil, nil, err
 	}
-	if err := s.Base.Note(s.images, decided); err != nil {
+	if err := s.Base.Note(ctx, s.images, decided); err != nil {
 		return nil, nil, err
 	}
 	return decided, external, nil
@@ -171,20 +169,30 @@ func unixKey(inode uint32) string { return fmt.Sprintf("unix[%d]", inode) }
 // fail the dump.
 func (s *Stages) Finish() error {
 	if s.decided == nil {
-		if err := s.decideLate(); err != nil {
+		var decided *dump.Decided
+		err := s.within("decide about the connections", func(ctx context.Context) (err error) {
+			decided, err = s.decideLate(ctx)
+			return err
+		})
+		if err != nil {
 			return err
 		}
+		s.decided = decided
 	}
-	if err := s.Base.Settle(s.images, s.decided.Record(), s.external...); err != nil {
-		return err
-	}
-	s.settled = true
-	return nil
+	err := s.within("finish the images", func(ctx context.Context) error {
+		return s.Base.Settle(ctx, s.images, s.decided.Record(), s.external...)
+	})
+	s.settled = err == nil
+	return err
 }
 
 // Unchanged fails if a connection of the finished images is no longer idle. It is
 // for who lets time pass after Finish.
-func (s *Stages) Unchanged() error { return s.Base.Unchanged(s.decided.Record()) }
+func (s *Stages) Unchanged() error {
+	return s.within("look again at the connections", func(context.Context) error {
+		return s.Base.Unchanged(s.decided.Record())
+	})
+}
 
 // Declare finds what is to be told to a CRIU that does not ask, before it
 // dumps.
@@ -212,10 +220,10 @@ func (s *Stages) Declare() ([]string, error) {
 
 // decideLate decides when the images are written: the tree has been frozen
 // since before they were.
-func (s *Stages) decideLate() error {
+func (s *Stages) decideLate(ctx context.Context) (*dump.Decided, error) {
 	decided, err := s.Base.Decide(nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var late []string
 	for i := range decided.Plan.Decisions {
@@ -224,13 +232,12 @@ func (s *Stages) decideLate() error {
 		}
 	}
 	if len(late) > 0 {
-		return appeared(late)
+		return nil, appeared(late)
 	}
-	if err := s.Base.Note(s.images, decided); err != nil {
-		return err
+	if err := s.Base.Note(ctx, s.images, decided); err != nil {
+		return nil, err
 	}
-	s.decided = decided
-	return nil
+	return decided, nil
 }
 
 // Appeared tells which connections came after CRIU was told of the others, which
@@ -261,11 +268,13 @@ func (s *Stages) Failed() error {
 	if !s.Begun() {
 		return nil
 	}
-	remove := func() error { return image.RemoveStale(s.images) }
-	if s.Base.Files != nil {
-		return s.Base.Files(remove)
-	}
-	return remove()
+	return s.within("remove what is left of the dump", func(ctx context.Context) error {
+		remove := func() error { return image.RemoveStale(ctx, s.images) }
+		if s.Base.Files != nil {
+			return s.Base.Files(remove)
+		}
+		return remove()
+	})
 }
 
 func appeared(late []string) error {

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dump
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// FrozenTime is how long one step may take while the tree is frozen.
+const FrozenTime = 30 * time.Second
+
+// Within does a step, named by what, in at most that time. What hangs, in a file
+// system or in a process that nobody can stop, is left behind with its context
+// ended: then the dump is to fail, so that the tree runs on. left is closed when it
+// has come to its end after all; nil: nothing was left behind, and what do has
+// written is the caller's.
+func (d *Dump) Within(limit time.Duration, what string, do func(context.Context) error) (left <-chan struct{}, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	done, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer cancel()
+		done <- do(ctx)
+	}()
+	select {
+	case err := <-done:
+		return nil, err
+	case <-ctx.Done():
+	}
+	select { // cancelled because it has ended, or in the last moment
+	case err := <-done:
+		return nil, err
+	default:
+	}
+	return ended, fmt.Errorf("%s of the tree of process %d: not done in %v, so it is given up, and the tree runs on: look what hangs in /proc/%d, or in the file system of the images", what, d.Root, limit, d.Root)
+}
