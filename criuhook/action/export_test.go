@@ -4,5 +4,5 @@ package action
 
 import "time"
 
-// SetLimit shortens what a stage may take while the tree is frozen.
+// SetLimit shortens what post-dump may take.
 func (s *Script) SetLimit(limit time.Duration) { s.limit = limit }

@@ -14,7 +14,7 @@ import (
 // postDump finishes the images.
 func (s *Script) postDump() error {
 	d := &dump.Dump{Root: s.Root, Log: s.Log}
-	limit := cmp.Or(s.limit, dump.FrozenTime)
+	limit := cmp.Or(s.limit, dump.WriteTime)
 	left, err := d.Within(limit, "finish the images", func(ctx context.Context) error { return s.finish(ctx, d) })
 	if left == nil {
 		return err

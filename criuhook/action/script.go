@@ -46,7 +46,7 @@ type Script struct {
 	// Version is ours, for the record.
 	Version string
 
-	limit time.Duration // of what is done while the tree is frozen; 0: dump.FrozenTime
+	limit time.Duration // of what post-dump does; 0: dump.WriteTime
 }
 
 // FromEnvironment reads what CRIU told the script.

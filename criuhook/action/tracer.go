@@ -58,7 +58,7 @@ func (t *Tracer) Run() error {
 	calls := sockpeer.Calls{}
 	tracer.BeforeSeize = calls.Note
 	decide := func() (map[uint32]interpose.Form, int, error) {
-		watchdog.Reset(dump.FrozenTime)
+		watchdog.Reset(dump.LookTime)
 		return t.decide(d, calls)
 	}
 	err = tracer.Run(decide, func() { watchdog.Reset(watchdogTime) })

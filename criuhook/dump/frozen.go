@@ -8,8 +8,14 @@ import (
 	"time"
 )
 
-// FrozenTime is how long one step may take while the tree is frozen.
-const FrozenTime = 30 * time.Second
+// How long one step may take while the tree is frozen.
+const (
+	// LookTime is for one that looks at processes.
+	LookTime = 30 * time.Second
+	// WriteTime is for one after the dump, which writes into the images: fsync(2)
+	// there may wait for all that CRIU has written before, the pages too.
+	WriteTime = 10 * time.Minute
+)
 
 // Within does a step, named by what, in at most that time. What hangs, in a file
 // system or in a process that nobody can stop, is left behind with its context

@@ -5,4 +5,4 @@ package swrk
 import "time"
 
 // SetLimit shortens what each step may take while the tree is frozen.
-func (s *Stages) SetLimit(limit time.Duration) { s.limit = limit }
+func (s *Stages) SetLimit(limit time.Duration) { s.look, s.write = limit, limit }

@@ -37,13 +37,13 @@ type Stages struct {
 	settled  bool // the images have their form
 	external []image.ExternalFile
 
-	limit time.Duration   // of each step while the tree is frozen
-	left  <-chan struct{} // what a step left behind; closed when that has ended
+	look, write time.Duration   // how long a step may take
+	left        <-chan struct{} // what a step left behind; closed when that has ended
 }
 
 // NewStages begins a dump into the directory images.
 func NewStages(base *dump.Dump, images string) *Stages {
-	return &Stages{Base: base, images: images, before: state(images), limit: dump.FrozenTime}
+	return &Stages{Base: base, images: images, before: state(images), look: dump.LookTime, write: dump.WriteTime}
 }
 
 // By says which CRIU dumps.
@@ -66,7 +66,7 @@ func (s *Stages) Decide() ([]string, error) {
 	s.asked = true
 	var decided *dump.Decided
 	var external []image.ExternalFile
-	err := s.within("decide about the connections", func(ctx context.Context) (err error) {
+	err := s.within(s.look, "decide about the connections", func(ctx context.Context) (err error) {
 		decided, external, err = s.decide(ctx)
 		return err
 	})
@@ -78,8 +78,8 @@ func (s *Stages) Decide() ([]string, error) {
 }
 
 // within bounds a step. It must not write to s: it may go on when it was given up.
-func (s *Stages) within(what string, do func(context.Context) error) error {
-	left, err := s.Base.Within(s.limit, what, do)
+func (s *Stages) within(limit time.Duration, what string, do func(context.Context) error) error {
+	left, err := s.Base.Within(limit, what, do)
 	if before := s.left; left != nil && before != nil {
 		both := make(chan struct{})
 		go func() {
@@ -170,7 +170,7 @@ func unixKey(inode uint32) string { return fmt.Sprintf("unix[%d]", inode) }
 func (s *Stages) Finish() error {
 	if s.decided == nil {
 		var decided *dump.Decided
-		err := s.within("decide about the connections", func(ctx context.Context) (err error) {
+		err := s.within(s.write, "decide about the connections", func(ctx context.Context) (err error) {
 			decided, err = s.decideLate(ctx)
 			return err
 		})
@@ -179,7 +179,7 @@ func (s *Stages) Finish() error {
 		}
 		s.decided = decided
 	}
-	err := s.within("finish the images", func(ctx context.Context) error {
+	err := s.within(s.write, "finish the images", func(ctx context.Context) error {
 		return s.Base.Settle(ctx, s.images, s.decided.Record(), s.external...)
 	})
 	s.settled = err == nil
@@ -189,7 +189,7 @@ func (s *Stages) Finish() error {
 // Unchanged fails if a connection of the finished images is no longer idle. It is
 // for who lets time pass after Finish.
 func (s *Stages) Unchanged() error {
-	return s.within("look again at the connections", func(context.Context) error {
+	return s.within(s.look, "look again at the connections", func(context.Context) error {
 		return s.Base.Unchanged(s.decided.Record())
 	})
 }
@@ -268,7 +268,7 @@ func (s *Stages) Failed() error {
 	if !s.Begun() {
 		return nil
 	}
-	return s.within("remove what is left of the dump", func(ctx context.Context) error {
+	return s.within(s.write, "remove what is left of the dump", func(ctx context.Context) error {
 		remove := func() error { return image.RemoveStale(ctx, s.images) }
 		if s.Base.Files != nil {
 			return s.Base.Files(remove)
