@@ -263,39 +263,78 @@ func runningLike(comm string) (pids []int) {
 	return pids
 }
 
-// freezeAll stops processes until the returned function is called.
+// freezeAll stops processes, and what they have forked, until the returned
+// function is called.
 func freezeAll(t testing.TB, comms ...string) (thaw func()) {
 	t.Helper()
 	var pids []int
-	for _, comm := range comms {
-		pids = append(pids, runningLike(comm)...)
-	}
-	if len(pids) == 0 {
-		t.Fatalf("no process is named like one of %v", comms)
-	}
-	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, fmt.Sprintf("every thread of %v to stop", comms), func() bool {
-		for _, pid := range pids {
-			stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-			for _, s := range stats {
-				if b, err := os.ReadFile(s); err == nil && !bytes.Contains(b, []byte(") T ")) {
-					return false
-				}
-			}
-		}
-		return true
-	})
 	thaw = sync.OnceFunc(func() {
 		for _, pid := range pids {
 			_ = unix.Kill(pid, unix.SIGCONT)
 		}
 	})
 	t.Cleanup(thaw)
+	// One that was forked meanwhile would answer: until there is none.
+	eventually(t, fmt.Sprintf("every thread of %v to stop", comms), func() bool {
+		stopped := !slices.ContainsFunc(pids, runs)
+		more := slices.DeleteFunc(family(comms), func(pid int) bool { return slices.Contains(pids, pid) })
+		for _, pid := range more {
+			_ = unix.Kill(pid, unix.SIGSTOP) // it may have ended
+		}
+		pids = append(pids, more...)
+		return stopped && len(more) == 0 && len(pids) > 0
+	})
 	return thaw
+}
+
+// family lists the processes with these names, and their children.
+func family(comms []string) (pids []int) {
+	for _, comm := range comms {
+		pids = append(pids, runningLike(comm)...)
+	}
+	for i := 0; i < len(pids); i++ {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		for _, f := range files {
+			b, _ := os.ReadFile(f) // none if it has ended
+			for _, child := range strings.Fields(string(b)) {
+				if pid, err := strconv.Atoi(child); err == nil && !slices.Contains(pids, pid) {
+					pids = append(pids, pid)
+				}
+			}
+		}
+	}
+	return pids
+}
+
+// runs reports whether a thread of a process is neither stopped nor ended.
+func runs(pid int) bool {
+	stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return slices.ContainsFunc(stats, func(stat string) bool {
+		b, err := os.ReadFile(stat)
+		if err != nil {
+			return false
+		}
+		state := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))[0]
+		return !strings.Contains("TZX", state)
+	})
+}
+
+// wantStill waits until the processes with these names are those that they were
+// before. Some daemons have another one for a moment, of which it takes over the
+// name: unscd for each question that it has no answer to.
+func wantStill(t testing.TB, before []int, comms ...string) {
+	t.Helper()
+	var now []int
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		now = nil
+		for _, comm := range comms {
+			now = append(now, runningLike(comm)...)
+		}
+		if slices.Equal(now, before) {
+			return
+		}
+	}
+	t.Errorf("%v were the processes %v, now they are %v", comms, before, now)
 }
 
 // waits are how long first answers took, one after each restore.

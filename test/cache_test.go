@@ -169,7 +169,7 @@ func TestCaches(t *testing.T) {
 					t.Errorf("the application has not mapped %s anew: %+v", sssdCache, l.mappings(t))
 				}
 				if c.refused {
-					thaw := freeze(t, "nscd")
+					thaw := freezeAll(t, "nscd")
 					l.ask(t)
 					l.awaitBusy(t, nscdSocket)
 					thaw()

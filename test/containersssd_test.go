@@ -66,8 +66,11 @@ func TestContainerSSSD(t *testing.T) {
 			}
 			c.Restore(t, images)
 			var made []client
-			eventually(t, "sssd's log to tell of the connection", func() bool { made = clients(t)[seen:]; return len(made) > 0 })
-			if made[0].uid != "1000" || !greeted(t, made[0]) {
+			eventually(t, "sssd's log to tell of the connection, greeted", func() bool {
+				made = clients(t)[seen:]
+				return len(made) > 0 && greeted(t, made[0])
+			})
+			if made[0].uid != "1000" {
 				t.Errorf("sssd saw %+v", made)
 			}
 			l.rounds(t, 3)

@@ -22,7 +22,7 @@ func TestCRaCBusy(t *testing.T) {
 			j := newJDK(t, "21", cracengine.Library)
 			env, options := s.in(t, j)
 			v := startJVM(t, root, j, env, append(slices.Clone(options), "-Downers.busy=true"))
-			thaw := freeze(t, "sssd_nss")
+			thaw := freezeAll(t, "sssd_nss")
 			l := &Lookup{Process: v.Process}
 			eventually(t, "all threads to wait for sssd", func() bool {
 				n := 0

@@ -43,9 +43,7 @@ func (a *App) unharmed(t testing.TB, srv *echo.Server) {
 	if c := a.Do(t, app.Command{Op: "stats"}).Count; c.Failed != 0 {
 		t.Errorf("%d threads failed: %s", c.Failed, c.LastErr)
 	}
-	if c := srv.Clients(); len(c) != threads || echo.Open(c) != threads {
-		t.Errorf("the daemon saw %d connections, %d of them open, expected %d: %+v", len(c), echo.Open(c), threads, c)
-	}
+	wantClients(t, srv, 0, threads)
 	nothingLeft(t)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,12 +86,12 @@ func (l logger) wantLogged(t testing.TB, a *Asker, text string, before int) stri
 	t.Helper()
 	var m logged
 	eventually(t, fmt.Sprintf("%s to have %q of process %d", l.daemon, text, a.PID), func() bool {
-		for _, m = range l.read(t)[before:] {
-			if m.text == text {
-				return true
-			}
+		all := l.read(t)
+		i := slices.IndexFunc(all[min(before, len(all)):], func(m logged) bool { return m.text == text })
+		if i >= 0 {
+			m = all[before+i]
 		}
-		return false
+		return i >= 0
 	})
 	if m.uid != fmt.Sprint(alice.UID) || m.pid != fmt.Sprint(a.PID) {
 		t.Errorf("%s got %+v, expected it of process %d, uid %d", l.daemon, m, a.PID, alice.UID)
@@ -134,9 +135,7 @@ func TestLogDaemons(t *testing.T) {
 					t.Run("idle cycles", func(t *testing.T) { l.cycles(t, false) })
 					t.Run("busy cycles", func(t *testing.T) { l.cycles(t, true) })
 				}
-				if after := running(l.comm); fmt.Sprint(before) != fmt.Sprint(after) {
-					t.Errorf("processes of %s: %v, now %v", l.daemon, before, after)
-				}
+				wantStill(t, before, l.comm)
 				t.Run("restarted", func(t *testing.T) {
 					l.idle(t, "idle, daemon restarted", func() { doDaemons(t, "restart", l.daemon) })
 				})
@@ -154,11 +153,14 @@ func (l logger) policy(action string) string {
 }
 
 func (l logger) idle(t *testing.T, state string, between func()) {
+	before := len(l.read(t))
 	a := startAsker(t, l.what)
 	fds := a.fds(t)
 	a.awaitRead(t)
 	dir := a.Dump(t)
 	l.wantRecord(t, record(t, dir), proto.Action_ACTION_RECONNECT)
+	// The first message, and the second of what stock CRIU has restored.
+	eventually(t, l.daemon+" to have two messages", func() bool { return len(l.read(t)) >= before+2 })
 	between()
 	seen := len(l.read(t))
 	a.Restore(t, dir)
@@ -223,7 +225,7 @@ func (l logger) busy(t *testing.T) {
 // cycles dumps and restores twenty times, between two messages or while one waits
 // for room. Each arrives, once, as the application's.
 func (l logger) cycles(t *testing.T, busy bool) {
-	seen, sockets := len(l.read(t)), socketsOf(l.comm)
+	seen, sockets := len(l.read(t)), socketsOf(t, l.comm)
 	a := startAsker(t, l.what)
 	fds := a.fds(t)
 	state, policy, action, perCycle := "idle", "reconnect", proto.Action_ACTION_RECONNECT, 1
@@ -267,7 +269,7 @@ func (l logger) cycles(t *testing.T, busy bool) {
 	}
 	observeSoon(t, o)
 	a.Kill(t)
-	if now := socketsOf(l.comm); now != sockets {
+	if now := socketsOf(t, l.comm); now != sockets {
 		t.Errorf("%s had %d sockets, now it has %d", l.daemon, sockets, now)
 	}
 }
@@ -287,12 +289,12 @@ func TestJournalStream(t *testing.T) {
 	runDaemons(t, "journald")
 	ways(t, func(t *testing.T) {
 		a := startApp(t, alice, nil)
-		a.connect(t, "c", "/run/systemd/journal/stdout")
+		a.connect(t, "c", journalStream)
 		r := a.TryDump(t, images(t))
 		if r.Code == 0 {
 			t.Errorf("the dump succeeded\n%s", r.Output)
 		}
-		r.wantMessage(t, "/run/systemd/journal/stdout")
+		r.wantMessage(t, journalStream)
 		a.Awake(t)
 		nothingLeft(t)
 	})

@@ -3,7 +3,6 @@
 package test
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -113,9 +112,7 @@ func TestBusHangup(t *testing.T) {
 			a.Kill(t)
 		})
 		wantUnconnected(t, systemBus, busDaemon)
-		if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
-			t.Errorf("the bus was process %v, now it is %v", daemon, now)
-		}
+		wantStill(t, daemon, busDaemon)
 		nothingLeft(t)
 	})
 }
@@ -135,9 +132,7 @@ func TestBusReconnect(t *testing.T) {
 				dir := a.Dump(t)
 				recordedBus(t, dir, proto.Action_ACTION_RECONNECT, "t-bus")
 				state := "idle"
-				if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
-					t.Errorf("the bus was process %v, now it is %v", daemon, now)
-				}
+				wantStill(t, daemon, busDaemon)
 				if restart {
 					doDaemons(t, "restart", "dbus")
 					daemon = running(busDaemon)
@@ -206,9 +201,7 @@ func TestBusReconnect(t *testing.T) {
 				wantUnconnected(t, systemBus, busDaemon)
 			})
 		}
-		if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
-			t.Errorf("the bus was process %v, now it is %v", daemon, now)
-		}
+		wantStill(t, daemon, busDaemon)
 		nothingLeft(t)
 	})
 }
@@ -238,9 +231,7 @@ func TestBusBusy(t *testing.T) {
 		}
 		a.rounds(t, 3)
 		a.wantFailed(t, "later", failed)
-		if now := running(busDaemon); fmt.Sprint(now) != fmt.Sprint(daemon) {
-			t.Errorf("the bus was process %v, now it is %v", daemon, now)
-		}
+		wantStill(t, daemon, busDaemon)
 		a.seenBy(t, systemBus, busDaemon)
 		observeSoon(t, Observation{
 			Client: "libdbus, connects anew", Daemon: busDaemon, Policy: "hangup", State: "busy",

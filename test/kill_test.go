@@ -282,9 +282,7 @@ func TestKillScriptOfRestore(t *testing.T) {
 	for i := range threads {
 		a.Request(t, fmt.Sprint("h", i))
 	}
-	if n := echo.Open(srv.Clients()); n != threads {
-		t.Errorf("%d connections are open, expected %d", n, threads)
-	}
+	await(t, srv, "a connection for each thread", func(c []echo.Client) bool { return echo.Open(c) == threads })
 	nothingLeft(t)
 }
 

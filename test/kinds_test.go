@@ -17,10 +17,11 @@ import (
 	"criuhook/test/echo"
 )
 
-// wantClients checks how many connections the daemon has had since first, and
-// that all of them are open and used.
+// wantClients checks how many connections the daemon has had since first, once it
+// has accepted as many, and that all of them are open.
 func wantClients(t testing.TB, s *echo.Server, first, n int) {
 	t.Helper()
+	await(t, s, fmt.Sprintf("%d connections", first+n), func(c []echo.Client) bool { return len(c) >= first+n })
 	c := s.Clients()[first:]
 	if len(c) != n || echo.Open(c) != n {
 		t.Errorf("the daemon saw %d new connections, %d of them open; expected %d: %+v", len(c), echo.Open(c), n, c)

@@ -309,6 +309,7 @@ func TestLwmsgWaitingPeer(t *testing.T) {
 		c := startLwmsg(t, alice, lwmsg.KindPeer, lsassd)
 		c.do(t, "lookup")
 		c.fdsBefore = c.fds(t)
+		c.waits(t)
 		dir := c.Dump(t)
 		wantHangup(t, dir, "waits in epoll_")
 		c.Restore(t, dir)

@@ -180,7 +180,7 @@ func (v nscdVariant) busy(t *testing.T) {
 	if out, err := exec.Command("/usr/sbin/nscd", "-i", "group").CombinedOutput(); err != nil {
 		t.Fatalf("nscd -i group: %v\n%s", err, out)
 	}
-	thaw := freeze(t, "nscd")
+	thaw := freezeAll(t, "nscd")
 	l.ask(t)
 	l.awaitBusy(t, nscdSocket)
 	l.alive = nil // as long as nscd is frozen

@@ -213,9 +213,7 @@ func TestOldCRIUConnectionAppears(t *testing.T) {
 		}
 		a.untouched(t, srv, "c", before)
 		a.Request(t, "late")
-		if n := echo.Open(late.Clients()); n != attempts(t) {
-			t.Errorf("%d late connections are open, expected %d", n, attempts(t))
-		}
+		await(t, late, "all late connections", func(c []echo.Client) bool { return len(c) == attempts(t) && echo.Open(c) == len(c) })
 		// Now it is known.
 		dir = a.Dump(t)
 		wantRecorded(t, dir, 1+attempts(t))

@@ -118,9 +118,7 @@ func TestWinbindPrivileged(t *testing.T) {
 				before := running("winbindd")
 				t.Run("idle", s.idle)
 				t.Run("busy", s.busy)
-				if after := running("winbindd"); !slices.Equal(before, after) {
-					t.Errorf("processes of winbindd: %v, now %v", before, after)
-				}
+				wantStill(t, before, "winbindd")
 				if of.restarted {
 					t.Run("restarted", s.restarted)
 				}
@@ -142,9 +140,7 @@ func TestNameServices(t *testing.T) {
 				before := runningLike(s.comms[0])
 				t.Run("idle", s.idle)
 				t.Run("busy", s.busy)
-				if after := runningLike(s.comms[0]); !slices.Equal(before, after) {
-					t.Errorf("processes of %s: %v, now %v", s.daemon, before, after)
-				}
+				wantStill(t, before, s.comms[0])
 				t.Run("restarted", s.restarted)
 				nothingLeft(t)
 			})

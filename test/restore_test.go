@@ -120,7 +120,7 @@ func TestRestoreOneDaemonOfTwo(t *testing.T) {
 func TestRestoreDaemonComesLate(t *testing.T) {
 	ways(t, func(t *testing.T) {
 		for _, mode := range []os.FileMode{0o777, 0} {
-			d := dumpClient(t, alice, "reconnect", "t-reconnect")
+			d := dumpClient(t, alice, "slow", "t-slow")
 			started := later(t, time.Second, func() (*echo.Server, error) {
 				l, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.path + ".new", Net: "unix"})
 				if err != nil {

@@ -5,6 +5,7 @@ package test
 import (
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +27,16 @@ func daemonAt(t testing.TB, network, path string) *echo.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	echoes.Store(path, s)
+	t.Cleanup(func() {
+		echoes.CompareAndDelete(path, s)
+		s.Close()
+	})
 	return s
 }
+
+// echoes are the daemons of daemonAt by their names.
+var echoes sync.Map // of *echo.Server
 
 func TestRoundTrip(t *testing.T) {
 	ways(t, func(t *testing.T) {

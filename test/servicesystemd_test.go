@@ -192,9 +192,35 @@ func TestServiceSocket(t *testing.T) {
 	// Where others are let in, the mode lets them, too.
 	path := filepath.Join(folder(t), "sock")
 	open := startServiceAs(t, path, exec.Command(criuhook, "serve", "--listen", path, "--config", withAccess(t, "{uids: [1000]}")))
-	if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != 0o666 {
-		t.Errorf("the socket: %v, %v", info, err)
-	}
+	eventually(t, "the socket is everybody's", func() bool {
+		info, err := os.Lstat(path)
+		return err == nil && info.Mode().Perm() == 0o666
+	})
 	open.stop(t)
+	nothingLeft(t)
+}
+
+// TestServiceStoppedAtOnce: a service that is stopped as soon as it has a socket
+// takes it away, as later on.
+func TestServiceStoppedAtOnce(t *testing.T) {
+	need(t)
+	for range 20 {
+		path := filepath.Join(folder(t), "sock")
+		s := &Service{Path: path, cmd: exec.Command(criuhook, "serve", "--listen", path), done: make(chan struct{})}
+		s.cmd.Stdout, s.cmd.Stderr = &s.Log, &s.Log
+		if err := s.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_ = s.cmd.Wait()
+			close(s.done)
+		}()
+		for end := time.Now().Add(patience); time.Now().Before(end); {
+			if _, err := os.Lstat(path); err == nil {
+				break
+			}
+		}
+		s.stop(t)
+	}
 	nothingLeft(t)
 }

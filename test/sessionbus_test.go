@@ -111,9 +111,7 @@ func TestSessionBus(t *testing.T) {
 				t.Run("reconnect", b.reconnect)
 				t.Run("busy", b.busy)
 				t.Run("sd-bus", b.sdbus)
-				if now := running(busDaemon); len(now) != 1 || now[0] != b.pid {
-					t.Errorf("the bus was process %d, now there are %v", b.pid, now)
-				}
+				wantStill(t, []int{b.pid}, busDaemon)
 				wantUnconnected(t, b.listener, busDaemon)
 				nothingLeft(t)
 			})

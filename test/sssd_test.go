@@ -8,10 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -131,18 +128,6 @@ func running(comm string) (pids []int) {
 		}
 	}
 	return pids
-}
-
-// freeze stops a daemon until the returned function is called.
-func freeze(t testing.TB, comm string) (thaw func()) {
-	t.Helper()
-	pid := named(t, comm)
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	thaw = sync.OnceFunc(func() { _ = unix.Kill(pid, unix.SIGCONT) })
-	t.Cleanup(thaw)
-	return thaw
 }
 
 // client is a connection as sssd's log tells of it.

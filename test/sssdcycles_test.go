@@ -135,7 +135,7 @@ func (l *Lookup) busyCycle(t testing.TB, of []service) time.Duration {
 	t.Helper()
 	var thaws []func()
 	for _, s := range byLibrary(false) {
-		thaws = append(thaws, freeze(t, "sssd_"+s.name))
+		thaws = append(thaws, freezeAll(t, "sssd_"+s.name))
 	}
 	n, failed, _ := l.count(t)
 	l.ask(t)

@@ -163,7 +163,7 @@ func TestSSSDServicesMidRequest(t *testing.T) {
 				lived := alive(t, s.pipe())
 				l := startClient(t, s.user, 1, s)
 				fds := len(l.fds(t))
-				thaw := freeze(t, "sssd_"+s.name)
+				thaw := freezeAll(t, "sssd_"+s.name)
 				l.ask(t)
 				l.awaitBusy(t, sockpeer.Name(s.pipe()))
 				l.alive = nil // as long as sssd is frozen

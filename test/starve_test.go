@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"criuhook/test/app"
 )
 
@@ -20,9 +18,9 @@ func TestRestorePatientRuleStarvesNobody(t *testing.T) {
 		a := startApp(t, alice, nil)
 		const many = 100
 		for i := range many {
-			a.Do(t, app.Command{Op: "open", Conn: "slow" + strconv.Itoa(i), To: slow, Type: unix.SOCK_STREAM})
+			a.connect(t, "slow"+strconv.Itoa(i), slow)
 		}
-		a.Do(t, app.Command{Op: "open", Conn: "c", To: path, Type: unix.SOCK_STREAM})
+		a.connect(t, "c", path)
 		a.Request(t, "c")
 		dir := a.Dump(t)
 		away.Close()

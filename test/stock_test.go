@@ -20,9 +20,19 @@ func (a *App) connect(t testing.TB, conn, to string) {
 	a.connectType(t, conn, to, unix.SOCK_STREAM)
 }
 
+// connectType makes a connection. An echo daemon has accepted it then: a connection
+// that it has not is busy.
 func (a *App) connectType(t testing.TB, conn, to string, typ int) {
 	t.Helper()
+	s, n := (*echo.Server)(nil), 0
+	if v, ok := echoes.Load(to); ok {
+		s = v.(*echo.Server)
+		n = len(s.Clients())
+	}
 	a.Do(t, app.Command{Op: "open", Conn: conn, ToBytes: []byte(to), Type: typ})
+	if s != nil {
+		await(t, s, "the connection", func(c []echo.Client) bool { return len(c) > n })
+	}
 }
 
 // dead are the errors by which a dead connection tells.
@@ -170,9 +180,7 @@ func TestStockLeavesTheRestAlone(t *testing.T) {
 		if n := a.Do(t, app.Command{Op: "rest"}).Count; n.Failed != 0 {
 			t.Errorf("%d of %d requests failed: %s", n.Failed, n.Requests, n.LastErr)
 		}
-		if n := echo.Open(srv.Clients()); n != 1 {
-			t.Errorf("the daemon has %d connections, expected the one that the application made: %+v", n, srv.Clients())
-		}
+		await(t, srv, "no connection but the one that the application made", func(c []echo.Client) bool { return echo.Open(c) == 1 })
 		if strings.Contains(a.Details(t, "held").PeerName, "/") {
 			t.Errorf("the dead connection has a peer: %+v", a.Details(t, "held"))
 		}

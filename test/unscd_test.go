@@ -65,9 +65,7 @@ func TestUnscd(t *testing.T) {
 		before := running("unscd")
 		t.Run("idle", func(t *testing.T) { unscdIdle(t, "idle", func() {}) })
 		t.Run("busy", unscdBusy)
-		if after := running("unscd"); !slices.Equal(before, after) {
-			t.Errorf("unscd was process %v, now it is %v", before, after)
-		}
+		wantStill(t, before, "unscd")
 		t.Run("restarted", func(t *testing.T) {
 			unscdIdle(t, "idle, daemon restarted", func() { doDaemons(t, "restart", "unscd") })
 		})
@@ -151,9 +149,7 @@ func TestNSCDCycles(t *testing.T) {
 				nscdCycles(t, daemon, false)
 				nscdCycles(t, daemon, true)
 				wantUnconnected(t, nscdSocket, daemon)
-				if after := running(daemon); !slices.Equal(before, after) {
-					t.Errorf("%s was process %v, now it is %v", daemon, before, after)
-				}
+				wantStill(t, before, daemon)
 				nothingLeft(t)
 			})
 		})

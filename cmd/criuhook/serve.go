@@ -99,6 +99,10 @@ func (o *options) serve(ctx context.Context, path string, named bool, stderr io.
 	if err != nil {
 		return err
 	}
+	// Before there is a socket, which a signal would leave behind.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer signal.Stop(signals)
 	listener, err := o.listener(path, named, rules)
 	if err != nil {
 		return err
@@ -109,9 +113,6 @@ func (o *options) serve(ctx context.Context, path string, named bool, stderr io.
 	defer cancel()
 	hurry, now := context.WithCancel(context.WithoutCancel(ctx))
 	defer now()
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	defer signal.Stop(signals)
 	go func() {
 		for sig := range signals {
 			if sig == unix.SIGHUP {

@@ -266,13 +266,11 @@ func (c *client) call(m message) error {
 		return fmt.Errorf("a call with tag %d and %d bytes", m.tag, len(m.body))
 	}
 	c.d.await()
-	if _, err := c.Write(answer.packets(c.size)); err != nil {
-		return err
-	}
-	if c.s != nil {
+	if c.s != nil { // before the client knows
 		c.d.update(func() { c.s.Calls++ })
 	}
-	return nil
+	_, err := c.Write(answer.packets(c.size))
+	return err
 }
 
 func (d *Daemon) update(fn func()) {
