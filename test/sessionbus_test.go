@@ -84,9 +84,8 @@ func (b *sessionBus) choose(t *testing.T, action string) {
 	install(t, fmt.Sprintf("rules: [{name: t-session, path: %q, %s}]", b.pattern, action))
 }
 
-func (b *sessionBus) wantRecord(t testing.TB, dir string, action proto.Action) {
+func (b *sessionBus) wantRecord(t testing.TB, rec *proto.Record, action proto.Action) {
 	t.Helper()
-	rec := record(t, dir)
 	if len(rec.Connections) != 1 {
 		t.Fatalf("recorded: %v; expected one connection", rec.Connections)
 	}
@@ -111,6 +110,8 @@ func TestSessionBus(t *testing.T) {
 				t.Run("reconnect", b.reconnect)
 				t.Run("busy", b.busy)
 				t.Run("sd-bus", b.sdbus)
+				t.Run("idle cycles", func(t *testing.T) { b.cycles(t, false) })
+				t.Run("busy cycles", func(t *testing.T) { b.cycles(t, true) })
 				wantStill(t, []int{b.pid}, busDaemon)
 				wantUnconnected(t, b.listener, busDaemon)
 				nothingLeft(t)
@@ -144,7 +145,7 @@ func (b *sessionBus) hangup(t *testing.T) {
 	a := startAsker(t, "bus", "bus-unique", "bus-own", "bus-match")
 	fds := a.fds(t)
 	dir := a.Dump(t)
-	b.wantRecord(t, dir, proto.Action_ACTION_HANGUP)
+	b.wantRecord(t, record(t, dir), proto.Action_ACTION_HANGUP)
 	a.Restore(t, dir)
 	a.rounds(t, 1)
 	first := a.answer(t, "bus").last
@@ -168,7 +169,7 @@ func (b *sessionBus) reconnect(t *testing.T) {
 	a := startAsker(t, "bus")
 	fds := a.fds(t)
 	dir := a.Dump(t)
-	b.wantRecord(t, dir, proto.Action_ACTION_RECONNECT)
+	b.wantRecord(t, record(t, dir), proto.Action_ACTION_RECONNECT)
 	a.Restore(t, dir)
 	identity := a.seenBy(t, b.listener, busDaemon)
 	a.rounds(t, 1)
@@ -209,7 +210,7 @@ func (b *sessionBus) busy(t *testing.T) {
 	a.awaitBusy(t, b.listener)
 	a.alive = nil // as long as the bus is frozen
 	dir := a.Dump(t)
-	b.wantRecord(t, dir, proto.Action_ACTION_HANGUP)
+	b.wantRecord(t, record(t, dir), proto.Action_ACTION_HANGUP)
 	thaw()
 	a.Restore(t, dir)
 	restored := time.Now()
@@ -226,6 +227,53 @@ func (b *sessionBus) busy(t *testing.T) {
 		Failed: failed, Longest: longest, FDsLeaked: a.leaked(t, fds),
 	})
 	a.seenBy(t, b.listener, busDaemon)
+	a.Kill(t)
+	wantUnconnected(t, b.listener, busDaemon)
+}
+
+// cycles dumps and restores twenty times, between two calls or in the middle of
+// one, which fails at once.
+func (b *sessionBus) cycles(t *testing.T, busy bool) {
+	b.choose(t, "idle: reconnect, prelude: dbus")
+	a := startAsker(t, "bus")
+	fds := a.fds(t)
+	o := Observation{Client: "libdbus", Policy: "reconnect, prelude dbus (opt-in)", State: "idle"}
+	action := proto.Action_ACTION_RECONNECT
+	if busy {
+		o = Observation{Client: "libdbus, connects anew", Policy: "hangup", State: "busy"}
+		action = proto.Action_ACTION_HANGUP
+	}
+	var first waits
+	for range fieldCycles {
+		thaw, asked := func() {}, a.answer(t, "bus").asked
+		if busy {
+			thaw = freezeAll(t, busDaemon)
+			a.ask(t)
+			a.awaitBusy(t, b.listener)
+		}
+		rec, restored := a.cycle(t, thaw)
+		b.wantRecord(t, rec, action)
+		if busy {
+			eventually(t, "the call that was under way", func() bool { return a.answer(t, "bus").asked > asked })
+			first = append(first, time.Since(restored))
+			a.rounds(t, 1)
+		} else {
+			o.Identity = a.seenBy(t, b.listener, busDaemon)
+			a.rounds(t, 1)
+			first = append(first, a.answer(t, "bus").last)
+		}
+	}
+	bound, allowed := atOnce, 0
+	if busy {
+		bound, allowed = soon, fieldCycles
+	}
+	first.wantMost(t, b.where, bound)
+	o.Failed, o.Longest, o.FDsLeaked = a.failed(t), first.longest(), a.leaked(t, fds)
+	if o.Failed > allowed {
+		t.Errorf("%d calls failed, expected %d at most", o.Failed, allowed)
+	}
+	o.State = fmt.Sprintf("%s, %d cycles", o.State, fieldCycles)
+	b.observe(t, o)
 	a.Kill(t)
 	wantUnconnected(t, b.listener, busDaemon)
 }

@@ -131,32 +131,29 @@ func wantScan(t testing.TB, pid int, says string) {
 	}
 }
 
-// TestNSCDCycles: a client of nscd, or unscd, dumped and restored twenty times
-// between two lookups, and twenty times in the middle of one.
-func TestNSCDCycles(t *testing.T) {
+// TestUnscdCycles: a client of unscd, dumped and restored twenty times between two
+// lookups, and twenty times in the middle of one.
+func TestUnscdCycles(t *testing.T) {
 	need(t)
-	for _, daemon := range []string{"nscd", "unscd"} {
-		t.Run(daemon, func(t *testing.T) {
-			if daemon == "unscd" {
-				unscd(t)
-			} else {
-				startDaemonsWith(t, func(d *daemons) {
-					d.edit(t, "nsswitch.conf", "group:    sss [UNAVAIL=return TRYAGAIN=return] files", "group:    files")
-				})
-			}
-			ways(t, func(t *testing.T) {
-				before := running(daemon)
-				nscdCycles(t, daemon, false)
-				nscdCycles(t, daemon, true)
-				wantUnconnected(t, nscdSocket, daemon)
-				wantStill(t, before, daemon)
-				nothingLeft(t)
-			})
-		})
-	}
+	unscd(t)
+	ways(t, func(t *testing.T) {
+		nscdCycles(t, "unscd", "", "nothing to do")
+		nothingLeft(t)
+	})
 }
 
-func nscdCycles(t *testing.T, daemon string, busy bool) {
+// nscdCycles does so with the client of a daemon, which is as its variant says.
+// policy is that of an idle client.
+func nscdCycles(t *testing.T, daemon, variant, policy string) {
+	before := running(daemon)
+	nscdCyclesOf(t, daemon, Observation{Daemon: daemon + variant, Policy: policy, State: "idle"})
+	nscdCyclesOf(t, daemon, Observation{Daemon: daemon + variant, Policy: "hangup", State: "busy"})
+	wantUnconnected(t, nscdSocket, daemon)
+	wantStill(t, before, daemon)
+}
+
+func nscdCyclesOf(t *testing.T, daemon string, o Observation) {
+	busy := o.State == "busy"
 	// Once it was refused, glibc asks nscd again only after a hundred lookups: two
 	// of these rounds.
 	l := startLookup(t, append([]string{"-p"}, strings.Fields(strings.Repeat("-g alice ", nscdRetry/2))...)...)
@@ -187,18 +184,15 @@ func nscdCycles(t *testing.T, daemon string, busy bool) {
 		first = append(first, l.rounds(t, 2))
 	}
 	l.wantFailed(t, fmt.Sprintf("in %d cycles", fieldCycles), 0)
-	policy, state, bound := "nothing to do", "idle", atOnce
-	if daemon == "nscd" {
-		policy = "no connection, mapping emptied"
-	}
+	bound := atOnce
 	if busy {
-		policy, state, bound = "hangup", "busy", soon
+		bound = soon
 		under.wantMost(t, daemon+", the lookup under way", soon)
 	}
 	first.wantMost(t, daemon+", the next lookups", bound)
-	observeSoon(t, Observation{
-		Client: "glibc", Daemon: daemon, Policy: policy, State: fmt.Sprintf("%s, %d cycles", state, fieldCycles),
-		Failed: l.failed(t), Longest: max(slices.Max(append(under, 0)), first.longest()), FDsLeaked: len(l.fds(t)) - fds,
-	})
+	o.Client, o.State = "glibc", fmt.Sprintf("%s, %d cycles", o.State, fieldCycles)
+	o.Failed, o.FDsLeaked = l.failed(t), len(l.fds(t))-fds
+	o.Longest = max(slices.Max(append(under, 0)), first.longest())
+	observeSoon(t, o)
 	l.Kill(t)
 }

@@ -44,7 +44,7 @@ var aboutNSCD = reasons{
 		Cost: "Idle: none. Busy: none but time, the lookup under way is answered from the sources of nsswitch.conf, and so are the " +
 			"hundred after it: then glibc asks nscd again.",
 		Known: "glibc: nscd/nscd_helper.c (__nscd_open_socket, wait_on_socket), nscd/nscd-client.h. Measured; " +
-			"TestNSCD, TestNSCDVariants, TestNSCDCycles, TestUnscd.",
+			"TestNSCD, TestNSCDVariants, TestUnscd, TestUnscdCycles.",
 	},
 }
 
