@@ -102,8 +102,8 @@ Environment (ignored when running setuid or setgid):
   CRIUHOOK_CONFIG     configuration file (absolute path), like --config
   CRIUHOOK_CRIU       the real CRIU (absolute path), like --criu
   CRIUHOOK_LOG_LEVEL  like --log-level
-  CRIUHOOK_LOG_FILE   append log messages to this file (absolute path), instead of
-                      writing them to stderr or CRIU's log
+  CRIUHOOK_LOG_FILE   append log messages to this file (absolute path), in place of
+                      stderr or, as action script and drop-in, of CRIU's log
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by a rule; that of
 "restore" without --detach is the restored process's, that of "criu" is CRIU's.`

@@ -103,12 +103,6 @@ func (o *options) serve(ctx context.Context, path string, named bool, stderr io.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
-	listener, err := o.listener(path, named, rules)
-	if err != nil {
-		return err
-	}
-	defer listener.Close()
-
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hurry, now := context.WithCancel(context.WithoutCancel(ctx))
@@ -128,6 +122,11 @@ func (o *options) serve(ctx context.Context, path string, named bool, stderr io.
 			cancel()
 		}
 	}()
+	listener, err := o.listener(path, named, rules)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
 
 	server := &service.Server{
 		Config: o.config.load,

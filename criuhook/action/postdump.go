@@ -19,8 +19,8 @@ func (s *Script) postDump() error {
 	if left == nil {
 		return err
 	}
-	// It may have got as far as to the record.
-	_, e := d.Within(limit, "remove what is left of the dump", func(ctx context.Context) error {
+	// It may have got as far as to the record. The tree is still frozen.
+	_, e := d.Within(min(limit, dump.LookTime), "remove what is left of the dump", func(ctx context.Context) error {
 		return image.RemoveStale(ctx, s.ImagesDir)
 	})
 	return errors.Join(err, e)

@@ -58,8 +58,7 @@ func (t *Tracer) Run() error {
 	calls := sockpeer.Calls{}
 	tracer.BeforeSeize = calls.Note
 	decide := func() (map[uint32]interpose.Form, int, error) {
-		watchdog.Reset(dump.LookTime)
-		return t.decide(d, calls)
+		return t.decide(d, calls, watchdog)
 	}
 	err = tracer.Run(decide, func() { watchdog.Reset(watchdogTime) })
 	if errors.Is(err, interpose.ErrEnded) {
@@ -135,8 +134,8 @@ func (t *Tracer) awaitIdle(d *dump.Dump, watchdog *time.Timer) error {
 	})
 }
 
-// decide scans the frozen tree and writes the plan.
-func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls) (map[uint32]interpose.Form, int, error) {
+// decide scans the frozen tree and writes the plan, each in its time.
+func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls, watchdog *time.Timer) (map[uint32]interpose.Form, int, error) {
 	if interpose.TracerOf(t.Root) != t.CRIU {
 		return nil, 0, nil // CRIU has not seized the tree yet
 	}
@@ -144,9 +143,11 @@ func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls) (map[uint32]interpos
 	dir := fmt.Sprintf("/proc/self/fd/%d", interpose.DirFD)
 	// Refused or not: from here on CRIU overwrites the images that an earlier
 	// record belongs to.
+	watchdog.Reset(dump.WriteTime)
 	if err := image.RemoveStale(ctx, dir); err != nil {
 		return nil, 0, err
 	}
+	watchdog.Reset(dump.LookTime)
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", t.CRIU))
 	if err != nil {
 		return nil, 0, fmt.Errorf("read the command line of CRIU, process %d: %w", t.CRIU, err)
@@ -158,6 +159,7 @@ func (t *Tracer) decide(d *dump.Dump, calls sockpeer.Calls) (map[uint32]interpos
 	if err != nil {
 		return nil, 0, err
 	}
+	watchdog.Reset(dump.WriteTime)
 	if err := d.Note(ctx, dir, decided); err != nil {
 		return nil, 0, err
 	}

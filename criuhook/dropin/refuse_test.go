@@ -28,10 +28,14 @@ const relayRole = "CRIUHOOK_TEST_RELAY"
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == dropin.RelayVerb {
 		switch os.Getenv(relayRole) {
-		case "relay": // with a CRIU that is not there
+		case "relay", "order": // with a CRIU that is not there, or only for those who look
+			criu := "/nowhere/criu"
+			if os.Getenv(relayRole) == "order" {
+				criu = "/proc/self/exe"
+			}
 			log := logrus.New()
 			log.SetOutput(io.Discard)
-			r := dropin.Relay{PID: os.Getppid(), CRIU: "/nowhere/criu", Log: log, Rules: func() (*rule.Set, error) { return &rule.Set{}, nil }}
+			r := dropin.Relay{PID: os.Getppid(), CRIU: criu, Log: log, Rules: func() (*rule.Set, error) { return &rule.Set{}, nil }}
 			_ = r.Run(context.Background())
 		case "die":
 		}
@@ -142,6 +146,23 @@ func TestRelayFails(t *testing.T) {
 		t.Errorf("exit %d, said: %s", exit, said)
 	}
 	if len(answers) != 1 || answers[0].GetType() != rpc.CriuReqType_VERSION || answers[0].GetSuccess() {
+		t.Errorf("the client got %v", answers)
+	}
+}
+
+// TestCRIUDoesNotStart: the Relay wants a CRIU, and there is none. It has the client's
+// connection then, and answers; stderr says it, too.
+func TestCRIUDoesNotStart(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	exit, said, answers := talk(t, "order", &rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: &rpc.CriuOpts{ImagesDirFd: proto.Int32(int32(dir.Fd()))}})
+	if exit != 255 || strings.Count(said, "/nowhere/criu") != 1 {
+		t.Errorf("exit %d, said: %s", exit, said)
+	}
+	if len(answers) != 1 || answers[0].GetSuccess() || !strings.Contains(answers[0].GetCrErrmsg(), "/nowhere/criu") {
 		t.Errorf("the client got %v", answers)
 	}
 }

@@ -174,15 +174,18 @@ func (c *Call) turn(cmd *Command, boot int) error {
 		}
 		reply.FDs = append(reply.FDs, n)
 	}
-	if err := sendTo(boot, &reply); err != nil {
-		return errUnwanted // it is gone, and with it the client's connection
+	if err := sendTo(boot, &reply); err != nil { // and with it goes the client's connection
+		c.Log.Errorf("%v: the process that does ended before there was a CRIU: %v", errNoRelay, err)
+		return errUnwanted
 	}
 	swrk.RaiseLimit(len(reply.FDs))
 	return c.failed(boot, c.become(c.Args)) // boot is closed when this succeeds
 }
 
-// failed tells the Relay, which has the client's connection.
+// failed tells the Relay, which has the client's connection and CRIU's log, and says
+// it on stderr.
 func (c *Call) failed(boot int, err error) error {
+	c.Log.Error(err)
 	_ = sendTo(boot, &reply{Err: err.Error()})
 	return errUnwanted
 }

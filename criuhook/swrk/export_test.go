@@ -4,5 +4,5 @@ package swrk
 
 import "time"
 
-// SetLimit shortens what each step may take while the tree is frozen.
-func (s *Stages) SetLimit(limit time.Duration) { s.look, s.write = limit, limit }
+// SetLimit shortens what a step that writes may take while the tree is frozen.
+func (s *Stages) SetLimit(write time.Duration) { s.write = write }

@@ -70,6 +70,11 @@ func (s *Stages) Decide() ([]string, error) {
 		decided, external, err = s.decide(ctx)
 		return err
 	})
+	if err == nil {
+		err = s.within(s.write, "note what was decided about the connections", func(ctx context.Context) error {
+			return s.Base.Note(ctx, s.images, decided)
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +117,6 @@ func (s *Stages) decide(ctx context.Context) (*dump.Decided, []image.ExternalFil
 		return nil, nil, context.Cause(ctx)
 	}
 	if err := s.hideUnaccepted(decided); err != nil {
-		return nil, nil, err
-	}
-	if err := s.Base.Note(ctx, s.images, decided); err != nil {
 		return nil, nil, err
 	}
 	return decided, external, nil

@@ -139,7 +139,7 @@ func TestDecideHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Decide()
-	if err == nil || !strings.Contains(err.Error(), "decide about the connections of the tree of process") {
+	if err == nil || !strings.Contains(err.Error(), "decided about the connections of the tree of process") {
 		t.Fatalf("Decide: %v", err)
 	}
 	close(fs.over)
