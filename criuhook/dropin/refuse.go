@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"criuhook/criuhook/criurpc"
 	"criuhook/criuhook/relay"
 )
 
@@ -78,11 +79,9 @@ func (c *Command) logOf(opts *rpc.CriuOpts) (name string, done func()) {
 
 // answerFailure answers in the place of a CRIU that there will not be.
 func answerFailure(fd int, kind rpc.CriuReqType, why error) {
-	resp := &rpc.CriuResp{Type: kind.Enum(), Success: proto.Bool(false), CrErrmsg: proto.String("criuhook: " + why.Error())}
-	if kind == rpc.CriuReqType_RESTORE {
-		resp.Restore = &rpc.CriuRestoreResp{Pid: proto.Int32(-1)} // required
-	}
-	if b, err := proto.Marshal(resp); err == nil {
+	errno := unix.EIO
+	errors.As(why, &errno)
+	if b, err := proto.Marshal(criurpc.Failure(kind, errno, "criuhook: "+why.Error())); err == nil {
 		// The request is taken, or the client finds ECONNRESET in place of the answer.
 		_, _, _, _, _ = unix.Recvmsg(fd, make([]byte, 1), nil, unix.MSG_DONTWAIT)
 		_ = unix.Sendmsg(fd, b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)

@@ -186,17 +186,7 @@ func errno(err error, other syscall.Errno) syscall.Errno {
 
 // refuse answers in CRIU's place.
 func (s *session) refuse(kind rpc.CriuReqType, no syscall.Errno, why error) {
-	resp := &rpc.CriuResp{
-		Type: kind.Enum(), Success: proto.Bool(false),
-		CrErrno: proto.Int32(int32(no)), CrErrmsg: proto.String(why.Error()),
-	}
-	switch kind { // as CRIU has it (criu/cr-service.c)
-	case rpc.CriuReqType_DUMP:
-		resp.Dump = &rpc.CriuDumpResp{Restored: proto.Bool(false)}
-	case rpc.CriuReqType_RESTORE:
-		resp.Restore = &rpc.CriuRestoreResp{Pid: proto.Int32(-1)}
-	}
-	if b, err := proto.Marshal(resp); err == nil {
+	if b, err := proto.Marshal(criurpc.Failure(kind, no, why.Error())); err == nil {
 		_ = s.toClient(message{data: b}) // it may be gone
 	}
 }

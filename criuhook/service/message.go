@@ -13,6 +13,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	"criuhook/criuhook/criurpc"
 )
 
 // errTooLarge: a message is larger than allowed. It has been taken off the queue.
@@ -139,29 +141,14 @@ func refuse(errno syscall.Errno, format string, args ...any) *Refusal {
 	return &Refusal{errno, fmt.Sprintf(format, args...)}
 }
 
-// Answer is the answer to a request of that type that failed, with what CRIU's
-// own answers of that type have (send_criu_*_resp in criu/cr-service.c).
+// Answer is the answer to a request of that type that failed.
 func Answer(kind rpc.CriuReqType, err error) *rpc.CriuResp {
 	errno := unix.EBADMSG
 	var e syscall.Errno
 	if errors.As(err, &e) && e != 0 {
 		errno = e
 	}
-	resp := &rpc.CriuResp{
-		Type:     kind.Enum(),
-		Success:  proto.Bool(false),
-		CrErrno:  proto.Int32(int32(errno)),
-		CrErrmsg: proto.String("criuhook: " + err.Error()),
-	}
-	switch kind {
-	case rpc.CriuReqType_DUMP:
-		resp.Dump = &rpc.CriuDumpResp{Restored: proto.Bool(false)}
-	case rpc.CriuReqType_RESTORE:
-		resp.Restore = &rpc.CriuRestoreResp{Pid: proto.Int32(-1)}
-	case rpc.CriuReqType_PAGE_SERVER_CHLD:
-		resp.Type = rpc.CriuReqType_PAGE_SERVER.Enum()
-	}
-	return resp
+	return criurpc.Failure(kind, errno, "criuhook: "+err.Error())
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
